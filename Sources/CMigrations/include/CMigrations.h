@@ -1,0 +1,3 @@
+#ifndef PANDORA_CMIGRATIONS_H
+#define PANDORA_CMIGRATIONS_H
+#endif
