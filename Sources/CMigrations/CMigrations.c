@@ -1,1 +1,52 @@
 #include "CMigrations.h"
+
+// #embed is C23; clang has it in every mode and says so.  It keeps the binary and the files one thing
+// without a build plugin, and the compiler's dependency file names them, so that an edit rebuilds.
+#pragma clang diagnostic ignored "-Wc23-extensions"
+
+static const unsigned char m0001[] = {
+#embed "../../migrations/0001_create_schema.sql"
+};
+static const unsigned char m0002[] = {
+#embed "../../migrations/0002_create_tenants.sql"
+};
+static const unsigned char m0003[] = {
+#embed "../../migrations/0003_create_quota.sql"
+};
+static const unsigned char m0004[] = {
+#embed "../../migrations/0004_guard_quota.sql"
+};
+static const unsigned char m0005[] = {
+#embed "../../migrations/0005_create_log.sql"
+};
+static const unsigned char m0006[] = {
+#embed "../../migrations/0006_create_leases.sql"
+};
+static const unsigned char m0007[] = {
+#embed "../../migrations/0007_create_flows.sql"
+};
+static const unsigned char m0008[] = {
+#embed "../../migrations/0008_create_administration.sql"
+};
+
+struct migration {
+    const char *name;
+    const unsigned char *bytes;
+    size_t length;
+};
+
+static const struct migration migrations[] = {
+    {"0001_create_schema.sql", m0001, sizeof m0001},
+    {"0002_create_tenants.sql", m0002, sizeof m0002},
+    {"0003_create_quota.sql", m0003, sizeof m0003},
+    {"0004_guard_quota.sql", m0004, sizeof m0004},
+    {"0005_create_log.sql", m0005, sizeof m0005},
+    {"0006_create_leases.sql", m0006, sizeof m0006},
+    {"0007_create_flows.sql", m0007, sizeof m0007},
+    {"0008_create_administration.sql", m0008, sizeof m0008},
+};
+
+size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }
+const char *cmigrations_name(size_t index) { return migrations[index].name; }
+const unsigned char *cmigrations_bytes(size_t index) { return migrations[index].bytes; }
+size_t cmigrations_length(size_t index) { return migrations[index].length; }
