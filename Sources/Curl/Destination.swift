@@ -1,0 +1,44 @@
+internal import CLibcurl
+internal import Glibc
+
+/// One target of an upstream: where connections go and what name is spoken there. Made once, used by many transfers of one
+/// reactor: it holds libcurl's parsed URL and its address, so that nothing is parsed per request and no name is ever resolved
+/// on the loop.
+public final class Destination {
+    public enum Scheme: String, Sendable { case http, https }
+
+    public let scheme: Scheme
+    public let host: String
+    public let port: Int
+    /// An IP literal, where the connection really goes.
+    public let address: String
+
+    let url: OpaquePointer
+    let connectTo: UnsafeMutablePointer<curl_slist>
+
+    /// nil when the host or the address is not one that libcurl takes.
+    ///
+    /// - host: the name for TLS (SNI and certificate) and for the pool of connections; a name or an IP literal.
+    /// - address: an IP literal without brackets.
+    public init?(scheme: Scheme, host: String, port: Int, address: String) {
+        func bracketed(_ literal: String) -> String { literal.contains(":") ? "[\(literal)]" : literal }
+        var storage = in6_addr()
+        guard inet_pton(AF_INET, address, &storage) == 1 || inet_pton(AF_INET6, address, &storage) == 1, let handle = curl_url() else {
+            return nil
+        }
+        let text = "\(scheme.rawValue)://\(bracketed(host)):\(port)/"
+        guard curl_url_set(handle, CURLUPART_URL, text, 0) == CURLUE_OK,
+            let list = curl_slist_append(nil, "::\(bracketed(address)):\(port)")
+        else {
+            curl_url_cleanup(handle)
+            return nil
+        }
+        (self.scheme, self.host, self.port, self.address) = (scheme, host, port, address)
+        (url, connectTo) = (handle, list)
+    }
+
+    deinit {
+        curl_slist_free_all(connectTo)
+        curl_url_cleanup(url)
+    }
+}
