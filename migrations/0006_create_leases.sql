@@ -15,9 +15,14 @@ CREATE TABLE pandora.quota_lease (
     settled        bigint      NOT NULL DEFAULT 0 CHECK (settled BETWEEN 0 AND granted),
     lost           bigint      NOT NULL DEFAULT 0 CHECK (lost BETWEEN 0 AND settled),
     refunded       bigint      NOT NULL DEFAULT 0 CHECK (refunded BETWEEN 0 AND lost),
+    returned       bigint      NOT NULL DEFAULT 0 CHECK (returned >= 0),
+    overrun        bigint      NOT NULL DEFAULT 0 CHECK (overrun >= 0),
     heard_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (spool_id, environment_id, service_id, period)
 ) WITH (fillfactor = 50);
+
+COMMENT ON COLUMN pandora.quota_lease.returned IS 'units the holder said it gives back unused';
+COMMENT ON COLUMN pandora.quota_lease.overrun IS 'units the holder used that this lease never had (a failover lost the grant)';
 
 CREATE INDEX quota_lease_row ON pandora.quota_lease (environment_id, service_id, period);
 
@@ -28,21 +33,23 @@ CREATE INDEX quota_lease_row ON pandora.quota_lease (environment_id, service_id,
 -- free / (2 x holders active in the last 10 s), so that the last units stay within everybody's reach.
 -- A reset that is due by this server's clock happens first.  Answers in the order of the question; `found` is
 -- false where the service is not assigned; `unit_limit` is NULL where it is unlimited (nothing is granted).
--- `reset_us` counts from the answer; a lease is unusable once it has passed.
+-- `reset_us` counts from the answer; a lease is unusable once it has passed.  The totals are those of the
+-- holder's lease in `period`: from them it finds grants whose answer was lost.
 CREATE FUNCTION pandora.lease_acquire(
     of_spool uuid, of_epoch bigint,
     environments bigint[], services bigint[], needs bigint[], wishes bigint[])
 RETURNS TABLE (
     ordinal integer, found boolean, granted bigint, own_open bigint, free bigint, held bigint,
-    used bigint, unit_limit bigint, period bigint, reset_us bigint, flow_deadline_us bigint)
+    used bigint, unit_limit bigint, period bigint, reset_us bigint, flow_deadline_us bigint,
+    total_granted bigint, total_returned bigint, total_overrun bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     due   record;
     want  record;
     quota pandora.environment_service;
+    lease pandora.quota_lease;
     other bigint;
     spare bigint;
-    own   bigint;
     boundary timestamptz;
 BEGIN
     PERFORM pandora.require_spool(of_spool, of_epoch);
@@ -81,22 +88,24 @@ BEGIN
                AND l.heard_at > clock_timestamp() - interval '10 s';
             granted := least(spare, greatest(want.need, least(want.wish, spare / (2 * (other + 1)))));
         END IF;
-        own := 0;
         IF granted > 0 THEN
             INSERT INTO pandora.quota_lease AS l (spool_id, environment_id, service_id, period, granted)
             VALUES (of_spool, want.environment_id, want.service_id, quota.period, lease_acquire.granted)
             ON CONFLICT ON CONSTRAINT quota_lease_pkey DO UPDATE
                SET granted = l.granted + excluded.granted, heard_at = clock_timestamp()
-            RETURNING l.granted - l.settled INTO own;
+            RETURNING * INTO lease;
             UPDATE pandora.environment_service e SET held_request = e.held_request + lease_acquire.granted
              WHERE e.environment_id = want.environment_id AND e.service_id = want.service_id
                AND e.period = quota.period;
         ELSE
-            SELECT l.granted - l.settled INTO own FROM pandora.quota_lease l
+            SELECT * INTO lease FROM pandora.quota_lease l
              WHERE l.spool_id = of_spool AND l.environment_id = want.environment_id
                AND l.service_id = want.service_id AND l.period = quota.period;
         END IF;
-        own_open := coalesce(own, 0);
+        own_open := coalesce(lease.granted - lease.settled, 0);
+        total_granted := coalesce(lease.granted, 0);
+        total_returned := coalesce(lease.returned, 0);
+        total_overrun := coalesce(lease.overrun, 0);
         free := quota.available_request - quota.held_request - granted;
         held := quota.held_request + granted;
         used := quota.used_request;
@@ -117,20 +126,21 @@ BEGIN
 END
 $$;
 
--- Idle units go back.  What was written off meanwhile is refunded instead, while its period is current.
--- Returns the units taken back; fewer than offered means that the caller's view was not the database's.
-CREATE FUNCTION pandora.lease_give_back(
+-- Idle units go back, said as the total the holder has given back of the lease so far: said twice, or late, it
+-- counts once.  What was written off meanwhile is refunded instead, while its period is current.
+-- Returns the units taken back; fewer than offered means that the holder's view was not the database's.
+CREATE FUNCTION pandora.lease_return(
     of_spool uuid, of_epoch bigint,
-    environments bigint[], services bigint[], periods bigint[], units bigint[])
+    environments bigint[], services bigint[], periods bigint[], totals bigint[])
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    back     record;
-    lease    pandora.quota_lease;
-    idle     bigint;
-    refund   bigint;
-    current  boolean;
-    returned bigint := 0;
+    back   record;
+    lease  pandora.quota_lease;
+    units  bigint;
+    idle   bigint;
+    refund bigint;
+    taken  bigint := 0;
 BEGIN
     PERFORM pandora.require_spool(of_spool, of_epoch);
     PERFORM 1 FROM pandora.quota_lease l
@@ -138,20 +148,20 @@ BEGIN
             (SELECT * FROM unnest(environments, services, periods))
       ORDER BY l.environment_id, l.service_id, l.period FOR NO KEY UPDATE;
     FOR back IN
-        SELECT * FROM unnest(environments, services, periods, units)
-            AS b (environment_id, service_id, period, units)
-         WHERE b.units > 0 ORDER BY 1, 2, 3
+        SELECT * FROM unnest(environments, services, periods, totals)
+            AS b (environment_id, service_id, period, total)
+         ORDER BY 1, 2, 3
     LOOP
         SELECT * INTO lease FROM pandora.quota_lease l
          WHERE l.spool_id = of_spool AND l.environment_id = back.environment_id
            AND l.service_id = back.service_id AND l.period = back.period;
-        CONTINUE WHEN NOT FOUND;
-        idle := least(back.units, lease.granted - lease.settled);
+        units := back.total - lease.returned;
+        CONTINUE WHEN NOT FOUND OR units <= 0;
+        idle := least(units, lease.granted - lease.settled);
         UPDATE pandora.environment_service e SET held_request = e.held_request - idle
          WHERE e.environment_id = back.environment_id AND e.service_id = back.service_id
            AND e.period = back.period;
-        current := FOUND;
-        refund := CASE WHEN current THEN least(back.units - idle, lease.lost - lease.refunded) ELSE 0 END;
+        refund := CASE WHEN FOUND THEN least(units - idle, lease.lost - lease.refunded) ELSE 0 END;
         IF refund > 0 THEN
             INSERT INTO pandora.quota_ledger (environment_id, service_id, period, kind, used_delta, spool_id)
             VALUES (back.environment_id, back.service_id, back.period, 'refund', -refund, of_spool);
@@ -161,13 +171,31 @@ BEGIN
                AND e.period = back.period;
         END IF;
         UPDATE pandora.quota_lease l
-           SET settled = l.settled + idle, refunded = l.refunded + refund, heard_at = clock_timestamp()
+           SET settled = l.settled + idle, refunded = l.refunded + refund, returned = back.total,
+               heard_at = clock_timestamp()
          WHERE l.spool_id = of_spool AND l.environment_id = back.environment_id
            AND l.service_id = back.service_id AND l.period = back.period;
-        returned := returned + idle + refund;
+        taken := taken + idle + refund;
     END LOOP;
-    RETURN returned;
+    RETURN taken;
 END
+$$;
+
+-- The same said in units, for callers that talk to the database once.  Not to be repeated.
+CREATE FUNCTION pandora.lease_give_back(
+    of_spool uuid, of_epoch bigint,
+    environments bigint[], services bigint[], periods bigint[], units bigint[])
+RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+    SELECT pandora.lease_return(of_spool, of_epoch,
+        array_agg(b.environment_id ORDER BY b.position), array_agg(b.service_id ORDER BY b.position),
+        array_agg(b.period ORDER BY b.position),
+        array_agg(coalesce(l.returned, 0) + greatest(b.units, 0) ORDER BY b.position))
+      FROM unnest(environments, services, periods, units) WITH ORDINALITY
+           AS b (environment_id, service_id, period, units, position)
+      LEFT JOIN pandora.quota_lease l
+             ON l.spool_id = of_spool AND l.environment_id = b.environment_id
+            AND l.service_id = b.service_id AND l.period = b.period
 $$;
 
 -- What the hops of a batch charged.  Runs in the transaction that moves the mark of the spool, after the rows
@@ -225,6 +253,11 @@ BEGIN
         END IF;
         excess := hops.leased - settle - refund;
         overrun := overrun + excess;
+        IF excess > 0 THEN
+            INSERT INTO pandora.quota_lease AS l (spool_id, environment_id, service_id, period, overrun)
+            VALUES (of_spool, hops.environment_id, hops.service_id, in_period, excess)
+            ON CONFLICT ON CONSTRAINT quota_lease_pkey DO UPDATE SET overrun = l.overrun + excluded.overrun;
+        END IF;
         INSERT INTO pandora.quota_ledger
             (environment_id, service_id, period, kind, used_delta, spool_id, frames)
         SELECT hops.environment_id, hops.service_id, in_period, entry.kind, entry.delta, of_spool, hops.frames
