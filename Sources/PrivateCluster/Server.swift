@@ -1,0 +1,111 @@
+internal import Glibc
+
+/// The server's process and the shell that watches over it.
+///
+/// A part of the shell reads a socket whose other end only this process holds (close-on-exec). We write `stop`, or it closes when
+/// we die, by whatever signal; the shell then stops the server and, in the second case, removes what is temporary. A death
+/// signal (PR_SET_PDEATHSIG) would not do: it follows the thread that forked, not the process.
+struct Server: ~Copyable {
+    private let shell: pid_t
+    private let socket: CInt
+    private var isReaped = false
+
+    /// Everything after `--` is the command; the arguments before it are folders to remove.
+    private static let script = """
+        remove=
+        while [ "$1" != -- ]; do remove="$remove $1"; shift; done
+        shift
+        exec 3<&0
+        "$@" </dev/null 3<&- &
+        child=$!
+        {
+            read -r word <&3
+            kill -INT $child 2>/dev/null
+            while kill -0 $child 2>/dev/null; do sleep 0.02; done
+            [ "$word" = stop ] || [ -z "$remove" ] || rm -rf $remove
+        } &
+        exec 3<&-
+        wait $child
+        """
+
+    init(command: [String], logFile: String, removing: [String]) throws {
+        var ends: [CInt] = [0, 0]
+        let kind = CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
+        guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else { throw PrivateClusterError("socketpair: \(lastError())") }
+        defer { close(ends[0]) }
+        do {
+            shell = try spawn(
+                ["/bin/sh", "-c", Server.script, "pandora-postgres"] + removing + ["--"] + command, input: ends[0], logFile: logFile)
+        } catch {
+            close(ends[1])
+            throw error
+        }
+        socket = ends[1]
+    }
+
+    deinit { close(socket) }
+
+    /// Whether the server is gone: its shell waits for nothing else.
+    mutating func hasEnded() -> Bool {
+        if !isReaped { isReaped = waitpid(shell, nil, WNOHANG) == shell }
+        return isReaped
+    }
+
+    /// Stops the server and waits for its end.
+    consuming func end() {
+        let word: StaticString = "stop\n"
+        // The reader is gone only if somebody killed it, and then there is nobody to tell.
+        _ = send(socket, word.utf8Start, word.utf8CodeUnitCount, CInt(MSG_NOSIGNAL))
+        while !isReaped, waitpid(shell, nil, 0) < 0, errno == EINTR {}
+    }
+}
+
+/// Runs a command to its end. Its output and errors come back together.
+func run(_ command: [String]) throws -> (status: CInt, output: String) {
+    var template = Array("/tmp/pandora-output-XXXXXX".utf8CString)
+    let file = mkstemp(&template)
+    guard file >= 0 else { throw PrivateClusterError("no file under /tmp: \(lastError())") }
+    close(file)
+    let path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
+    defer { try? unlinkFile(path) }
+    let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
+    defer { close(null) }
+    let process = try spawn(command, input: null, logFile: path)
+    var status: CInt = 0
+    while waitpid(process, &status, 0) < 0 {
+        guard errno == EINTR else { throw PrivateClusterError("waitpid: \(lastError())") }
+    }
+    return (status, readFile(path))
+}
+
+/// Starts a command in a session of its own, so that the terminal's signals pass it by, with no signal blocked or ignored.
+private func spawn(_ command: [String], input: CInt, logFile: String) throws -> pid_t {
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    posix_spawn_file_actions_adddup2(&actions, input, 0)
+    posix_spawn_file_actions_addopen(&actions, 1, logFile, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+    posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var signals = sigset_t()
+    sigfillset(&signals)
+    posix_spawnattr_setsigdefault(&attributes, &signals)
+    sigemptyset(&signals)
+    posix_spawnattr_setsigmask(&attributes, &signals)
+    let newSession: Int32 = 0x80  // POSIX_SPAWN_SETSID
+    posix_spawnattr_setflags(&attributes, Int16(newSession | Int32(POSIX_SPAWN_SETSIGDEF) | Int32(POSIX_SPAWN_SETSIGMASK)))
+
+    var arguments: [UnsafeMutablePointer<CChar>?] = command.map { $0.withCString { strdup($0) } }
+    arguments.append(nil)
+    // Nothing of the environment may reach the server: PGDATA and its kind would.
+    let variables = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"]
+    var environment: [UnsafeMutablePointer<CChar>?] = variables.map { $0.withCString { strdup($0) } }
+    environment.append(nil)
+    defer { for pointer in arguments + environment { free(pointer) } }
+    var process = pid_t()
+    let status = posix_spawn(&process, command[0], &actions, &attributes, arguments, environment)
+    guard status == 0 else { throw PrivateClusterError("\(command[0]): \(String(cString: strerror(status)))") }
+    return process
+}

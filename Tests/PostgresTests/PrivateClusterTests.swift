@@ -1,0 +1,60 @@
+import Foundation
+import PrivateCluster
+import Testing
+import TestKit
+
+@Suite struct PrivateClusterTests {
+    @Test func databasesAreSeparateAndTemplatesAreMadeOnce() async throws {
+        let made = Locked(0)
+        let template = TestDatabase.Template("counted") { database in
+            made.withLock { $0 += 1 }
+            try await database.psql("CREATE TABLE t (n int); INSERT INTO t VALUES (7)")
+        }
+        let first = try await TestDatabase.create(from: template)
+        let second = try await TestDatabase.create(from: template)
+        try await first.psql("DELETE FROM t")
+        #expect(try await first.psql("SELECT n FROM t") == [])
+        #expect(try await second.psql("SELECT n FROM t") == ["7"])
+        #expect(made.withLock { $0 } == 1)
+    }
+
+    @Test func dataSurvivesStopAndKill() async throws {
+        try await offTheCooperativePool {
+            var options = PrivateCluster.Options()
+            options.isDurable = false
+            let cluster = try PrivateCluster.temporary(options: options)
+            #expect(cluster.isRunning)
+            let first = try #require(cluster.processID)
+            try cluster.restart()
+            let second = try #require(cluster.processID)
+            #expect(first != second)
+            try cluster.kill()
+            #expect(cluster.processID == nil)
+            try cluster.start()
+            #expect(cluster.processID != nil)
+            try cluster.stop()
+            #expect(cluster.processID == nil && !cluster.isRunning)
+            #expect(FileManager.default.fileExists(atPath: cluster.dataDirectory))
+        }
+    }
+
+    @Test func aDeepFolderGetsAShortSocket() async throws {
+        try await offTheCooperativePool {
+            let top = "/tmp/pandora-deep-\(getpid())"
+            let deep = top + "/" + String(repeating: "d", count: 90)
+            mkdir(top, 0o755)
+            defer { try? FileManager.default.removeItem(atPath: top) }
+            var options = PrivateCluster.Options()
+            options.isDurable = false
+            options.isTemporary = true
+            let cluster = try PrivateCluster.create(in: deep, options: options)
+            try cluster.start()
+            #expect(cluster.socketDirectory.utf8.count < 60)
+            try cluster.stop()
+        }
+    }
+
+    @Test func aRelativeFolderIsRefused() {
+        #expect(throws: PrivateClusterError.self) { try PrivateCluster.create(in: "relative") }
+    }
+}
