@@ -61,6 +61,7 @@ let package = Package(
         // Tests: one target per target, and the kit they share.
         .target(
             name: "TestKit", dependencies: ["CLinux", "PrivateCluster"], path: "Tests/TestKit"),
+        .target(name: "QuotaModel", dependencies: ["GatewayCore"], path: "Tests/QuotaModel"),
         .testTarget(
             name: "ReactorTests",
             dependencies: [
@@ -73,7 +74,7 @@ let package = Package(
             dependencies: ["Postgres", "PrivateCluster", "Reactor", "TestKit", nio("NIOCore")]),
         .testTarget(
             name: "CurlTests", dependencies: ["CLinux", "Curl", "Reactor", "TestKit", nio("NIOCore")]),
-        .testTarget(name: "GatewayCoreTests", dependencies: ["GatewayCore", "TestKit"]),
+        .testTarget(name: "GatewayCoreTests", dependencies: ["GatewayCore", "QuotaModel", "TestKit"]),
         .testTarget(
             name: "GatewayStoreTests",
             dependencies: [
@@ -84,7 +85,7 @@ let package = Package(
             name: "GatewayTests",
             dependencies: [
                 "CLinux", "Curl", "Gateway", "GatewayCore", "GatewayStore", "Postgres", "PrivateCluster",
-                "Reactor", "TestKit", nio("NIOCore"), nio("NIOEmbedded"), nio("NIOHTTP1"),
+                "QuotaModel", "Reactor", "TestKit", nio("NIOCore"), nio("NIOEmbedded"), nio("NIOHTTP1"),
             ]),
     ]
 )

@@ -84,14 +84,14 @@ extension LeaseBook {
     /// Refuses what the answer allows to refuse: requests that had arrived when the question was sent.
     private mutating func judge(_ slot: Int, _ numbers: LeaseNumbers, _ asked: Question, _ now: Int64) {
         guard !shelves[slot].waiters.isEmpty else { return }
-        // The period ended while the answer travelled: ask about the next one.
-        guard now < shelves[slot].resetAt else { return }
+        // The period ended, or the holder slept, while the answer travelled: ask again.
+        guard shelves[slot].isUsable(now) else { return }
         let lease = shelves[slot].lease!
         let others = numbers.held > numbers.ownOpen
         let view = view(of: shelves[slot], now) ?? .unknown
         let retryHeld = max(limits.retryAfterHeld, numbers.flowDeadlineIn.map(Self.seconds) ?? 0)
         resolve(slot) { waiter, book in
-            guard waiter.ticket.number < asked.horizon else { return nil }
+            guard waiter.ticket.number < asked.horizon, numbers.free < waiter.units else { return nil }
             guard others || lease.inUse > 0 else {
                 book.counters.refusedUsedUp += 1
                 return .refusedUsedUp(

@@ -33,7 +33,7 @@ extension LeaseBook {
     /// Orderly end: nothing is asked ahead of traffic any more, idle units go back at once.
     public mutating func close(now: Int64) {
         isClosing = true
-        for slot in slotOfRow.values { keepWarm(slot, now) }
+        for slot in liveSlots { keepWarm(slot, now) }
         scanAt = now
         isDue = true
     }
@@ -41,11 +41,16 @@ extension LeaseBook {
     /// Whether, after ``close(now:)``, every unit was settled or given back and the store has heard of it.
     public var isClosed: Bool {
         isClosing && waiting == 0 && returnInFlight == nil && question == nil
-            && slotOfRow.values.allSatisfy { shelves[$0].isEmpty }
+            && liveSlots.allSatisfy { shelves[$0].isEmpty }
     }
 
     /// Whether nothing may be admitted any more because another process has the spool.
     public var isFenced: Bool { link == .fenced }
+
+    /// In the order in which rows were met: a dictionary's own order differs from run to run.
+    private var liveSlots: some Sequence<Int> {
+        shelves.indices.lazy.filter { [shelves, slotOfRow] in slotOfRow[shelves[$0].row] == $0 }
+    }
 
     private mutating func forgetMessages() {
         for slot in question?.slots ?? [] { shelves[slot].isAsking = false }
@@ -102,7 +107,7 @@ extension LeaseBook {
             known.insert(LeaseID(row: record.row, period: record.period))
             learn(record, inherits: inherits, now)
         }
-        for slot in slotOfRow.values { disown(slot, known, now) }
+        for slot in liveSlots { disown(slot, known, now) }
         if slotOfRow.count > limits.rowsMax / 2 { forgetEmptyRows(open: records.lazy.filter { $0.open > 0 }, now) }
         for slot in waitingSlots { shelves[slot].askAt = now }
         isDue = true
@@ -156,12 +161,12 @@ extension LeaseBook {
     /// Rows without units and traffic, whose charges the store has booked, are worth no memory.
     private mutating func forgetEmptyRows(open: some Sequence<LeaseRecord>, _ now: Int64) {
         let booked = Set(open.map(\.row))
-        for (row, slot) in slotOfRow
+        for slot in Array(liveSlots)
         where shelves[slot].isEmpty && !shelves[slot].isListedWaiting && !shelves[slot].isListedAhead
             && !shelves[slot].isListedWarm && now - shelves[slot].lastTraffic > limits.forgetAfter
-            && !booked.contains(row)
+            && !booked.contains(shelves[slot].row)
         {
-            slotOfRow[row] = nil
+            slotOfRow[shelves[slot].row] = nil
             spareSlots.append(slot)
         }
     }

@@ -41,7 +41,11 @@ extension LeaseBook {
     // MARK: - Idle units
 
     private mutating func scanWarm(_ now: Int64) {
-        guard !warmSlots.isEmpty, now >= scanAt || isClosing || scanAt == .max else { return }
+        guard !warmSlots.isEmpty else {
+            scanAt = .max
+            return
+        }
+        guard now >= scanAt || isClosing || scanAt == .max else { return }
         var kept = 0
         for slot in warmSlots {
             if lookAfter(slot, now) {
@@ -132,11 +136,12 @@ extension LeaseBook {
 
     private mutating func include(_ slot: Int, _ now: Int64, _ slots: inout [Int], _ questions: inout [LeaseQuestion]) {
         if now >= shelves[slot].resetAt { retire(slot) }
-        let idle = max(0, shelves[slot].lease?.idle ?? 0)
         let shelf = shelves[slot]
+        // Negative where the store lost a grant that was used: what is granted now has to cover that first.
+        let idle = shelf.lease?.idle ?? 0
         questions.append(
             LeaseQuestion(
-                row: shelf.row, need: max(0, shelf.waitingUnits - idle),
+                row: shelf.row, need: shelf.waitingUnits == 0 ? 0 : max(0, shelf.waitingUnits - idle),
                 wish: max(0, wish(of: shelf) + shelf.waitingUnits - idle)))
         shelves[slot].isAsking = true
         shelves[slot].aheadAt = now + limits.aheadInterval

@@ -203,6 +203,9 @@ public struct LeaseBook {
         return QuotaView(limit: limit, remaining: max(0, shelf.free) + idle, resetSeconds: reset)
     }
 
+    /// Units in hand that no request holds, usable or not; for tests and metrics.
+    package func idleUnits(_ row: QuotaRow) -> Int64 { slotOfRow[row].flatMap { shelves[$0].lease?.idle } ?? 0 }
+
     /// Whole seconds, rounded up, at least 0.
     static func seconds(_ microseconds: Int64) -> Int64 { max(0, (microseconds + 999_999) / 1_000_000) }
 

@@ -1,0 +1,48 @@
+import QuotaModel
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// Seeds that run with every suite.  `PANDORA_SIMULATION_SEEDS=FIRST-LAST` runs others, and
+/// `PANDORA_SIMULATION_STEPS` more of each; a failure names seed and step and replays exactly.
+@Suite struct SimulationTests {
+    static let seeds: ClosedRange<UInt64> = {
+        guard let text = getenv("PANDORA_SIMULATION_SEEDS").map({ String(cString: $0) }) else { return 1...12 }
+        let ends = text.split(separator: "-").compactMap { UInt64($0) }
+        guard let first = ends.first, let last = ends.last, first <= last else { return 1...12 }
+        return first...last
+    }()
+    static let steps = getenv("PANDORA_SIMULATION_STEPS").flatMap { Int(String(cString: $0)) } ?? 6_000
+
+    @Test(arguments: seeds) func unitsAreNeverSoldTwice(_ seed: UInt64) throws {
+        let simulation = Simulation(seed: seed)
+        try simulation.run(steps: Self.steps)
+        #expect(simulation.admitted > 0 && simulation.refused > 0)
+    }
+
+    @Test(arguments: seeds) func aFailoverIsBookedAsOverrun(_ seed: UInt64) throws {
+        var options = Simulation.Options()
+        options.failovers = true
+        try Simulation(seed: seed, options: options).run(steps: Self.steps)
+    }
+
+    @Test(arguments: seeds) func quotasThatAreNeverResetEndUsed(_ seed: UInt64) throws {
+        var options = Simulation.Options()
+        options.periodLength = nil
+        options.limits = [300, 3_000]
+        options.nodes = 5
+        try Simulation(seed: seed, options: options).run(steps: Self.steps)
+    }
+
+    @Test func aSeedReplaysExactly() throws {
+        var runs: [[Int]] = []
+        for _ in 0..<2 {
+            let simulation = Simulation(seed: 99)
+            try simulation.run(steps: 4_000)
+            runs.append([simulation.steps, simulation.admitted, simulation.refused, simulation.unavailable])
+        }
+        #expect(runs[0] == runs[1])
+    }
+}

@@ -1,0 +1,69 @@
+internal import GatewayCore
+
+/// One gateway node of a simulation: a lease book, a spool that survives it, and a connection to the store.
+struct SimulatedNode {
+    /// Goes up when the process dies: what was meant for an earlier life is dropped.
+    var life = 0
+    var isAlive = false
+    var book = LeaseBook()
+    /// The node's clock runs so far ahead of the simulation's.
+    var clockOffset: Int64 = 0
+    var pausedUntil: Int64 = 0
+    var epoch: Int64 = 0
+
+    /// The current connection, nil while there is none; one number each.
+    var connection: Int?
+    /// Messages of one connection arrive in order.
+    var lastDelivery: Int64 = 0
+    var lastReply: Int64 = 0
+    var timerAt: Int64 = .max
+
+    var spool: [ModelFrame] = []
+    var shippedTo = 0
+
+    struct Waiting {
+        var want: QuotaWant
+        var arrived: UInt64
+    }
+    var waiting: [QuotaTicket: Waiting] = [:]
+    var inFlight: [Int: QuotaHold] = [:]
+
+    /// What the last answer for a row said, and when its question was sent.
+    struct Evidence {
+        var sent: UInt64
+        var free: Int64
+        var isAssigned: Bool
+        var heldByOthers: Bool
+    }
+    var evidence: [QuotaRow: Evidence] = [:]
+    var askSent: [UInt64: (sequence: UInt64, rows: [QuotaRow])] = [:]
+}
+
+enum StoreRequest {
+    case ask(UInt64, [LeaseQuestion])
+    case giveBack(UInt64, [LeaseReturn])
+    case read(UInt64)
+}
+
+enum StoreReply {
+    case answers(UInt64, [LeaseAnswer])
+    case gaveBack(UInt64)
+    case leases(UInt64, [LeaseRecord])
+    case fenced
+}
+
+enum SimulationEvent {
+    case arrive(Int)
+    case finish(Int, life: Int, request: Int)
+    case timer(Int, life: Int)
+    case request(Int, life: Int, epoch: Int64, connection: Int, StoreRequest)
+    case reply(Int, life: Int, connection: Int, StoreReply)
+    case connect(Int, life: Int)
+    case noticeLoss(Int, life: Int)
+    case recall(Int, life: Int, QuotaRow)
+    case ship(Int, life: Int)
+    case shipped(Int, life: Int, epoch: Int64, from: Int, to: Int)
+    case restart(Int)
+    case sweep
+    case chaos
+}

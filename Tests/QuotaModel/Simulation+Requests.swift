@@ -1,0 +1,133 @@
+internal import GatewayCore
+
+// Requests of clients, and what the lease book says to them.
+extension Simulation {
+    func arrive(_ node: Int) throws(Violation) {
+        guard !isQuiet else { return }
+        // Bursts: now and then many at once.
+        let burst = random.chance(60) ? random.pick(10...120) : 1
+        after(random.delay(options.arrivalGap), .arrive(node))
+        guard nodes[node].isAlive, nodes[node].pausedUntil <= now else { return }
+        for _ in 0..<burst {
+            let row = rows[Int(random.pick(0...Int64(rows.count - 1)))]
+            let units = random.chance(6) ? random.pick(0...12) : 1
+            let want = QuotaWant(
+                environmentID: row.environmentID, serviceID: row.serviceID, units: units, limited: true,
+                outage: .deny)
+            sequence += 1
+            switch nodes[node].book.admit(want, now: local(node)) {
+            case .answered(let admission):
+                try conclude(node, want, nil, admission)
+            case .waits(let ticket):
+                nodes[node].waiting[ticket] = SimulatedNode.Waiting(want: want, arrived: sequence)
+            }
+        }
+        try pump(node)
+    }
+
+    func conclude(
+        _ node: Int, _ want: QuotaWant, _ arrived: UInt64?, _ admission: Admission
+    ) throws(Violation) {
+        switch admission {
+        case .held(let hold):
+            admitted += 1
+            try begin(node, hold)
+        case .refusedUsedUp:
+            refused += 1
+            try checkRefusal(node, want, arrived, usedUp: true)
+        case .refusedHeld:
+            refused += 1
+            try checkRefusal(node, want, arrived, usedUp: false)
+        case .notAssigned:
+            refused += 1
+            guard nodes[node].evidence[want.row]?.isAssigned == false else {
+                throw violation("node \(node) says that \(want.row) is not assigned")
+            }
+        case .unavailable:
+            unavailable += 1
+        }
+    }
+
+    private func begin(_ node: Int, _ hold: QuotaHold) throws(Violation) {
+        let request = nextRequest
+        nextRequest += 1
+        nodes[node].inFlight[request] = hold
+        if hold.leased {
+            let id = ModelStore.RowPeriod(row: hold.row, period: hold.period)
+            inUse[id, default: 0] += hold.units
+            let out = inUse[id]! + (charged[id] ?? 0)
+            if !options.failovers, out > highestLimit[id] ?? 0 {
+                throw violation("node \(node) admitted \(out) units of \(id), limit \(highestLimit[id] ?? 0)")
+            }
+        }
+        let duration = random.chance(500) ? random.pick(1...120_000_000) : random.delay(30_000)
+        after(duration, .finish(node, life: nodes[node].life, request: request))
+    }
+
+    /// A refusal rests on an answer whose question was sent after the request arrived.
+    private func checkRefusal(_ node: Int, _ want: QuotaWant, _ arrived: UInt64?, usedUp: Bool) throws(Violation) {
+        guard let arrived, let evidence = nodes[node].evidence[want.row], evidence.sent >= arrived else {
+            throw violation("node \(node) refused \(want) without having asked")
+        }
+        if evidence.free >= want.units {
+            throw violation("node \(node) refused \(want) although \(evidence.free) units were free")
+        }
+        if nodes[node].book.idleUnits(want.row) >= want.units {
+            throw violation("node \(node) refused \(want) although it has idle units")
+        }
+        if usedUp, evidence.heldByOthers { throw violation("node \(node) called held units used up") }
+    }
+
+    func finish(_ node: Int, _ request: Int) throws(Violation) {
+        guard let hold = nodes[node].inFlight.removeValue(forKey: request) else { return }
+        // Success mostly; failure and reported units now and then.
+        let charge = random.chance(7) ? 0 : (random.chance(9) ? random.pick(0...hold.units + 2) : hold.units)
+        let units = nodes[node].book.settle(hold, charge: charge, now: local(node))
+        if hold.leased {
+            let id = ModelStore.RowPeriod(row: hold.row, period: hold.period)
+            inUse[id]! -= hold.units
+            charged[id, default: 0] += units
+        }
+        nodes[node].spool.append(
+            ModelFrame(row: hold.row, period: hold.period, units: units, leased: hold.leased))
+        try pump(node)
+    }
+
+    /// Lets the book do what is due and carries out its actions.
+    func pump(_ node: Int) throws(Violation) {
+        var rounds = 0
+        repeat {
+            nodes[node].book.advance(to: local(node))
+            for action in nodes[node].book.takeActions() { try perform(node, action) }
+            rounds += 1
+            if rounds > 20 { throw violation("node \(node) never comes to rest") }
+        } while nodes[node].book.isDue
+        guard let deadline = nodes[node].book.deadline else { return }
+        let at = max(now + 1, deadline - nodes[node].clockOffset)
+        guard at < nodes[node].timerAt else { return }
+        nodes[node].timerAt = at
+        events.add(.timer(node, life: nodes[node].life), at: at)
+    }
+
+    private func perform(_ node: Int, _ action: LeaseAction) throws(Violation) {
+        switch action {
+        case .ask(let number, let questions):
+            sequence += 1
+            nodes[node].askSent[number] = (sequence, questions.map(\.row))
+            send(node, .ask(number, questions))
+        case .giveBack(let number, let returns):
+            send(node, .giveBack(number, returns))
+        case .readLeases(let number):
+            send(node, .read(number))
+        case .recall(let row):
+            for other in nodes.indices where nodes[other].isAlive && !random.chance(20) {
+                after(random.delay(2_000), .recall(other, life: nodes[other].life, row))
+            }
+        case .answer(let ticket, let admission):
+            guard let waiting = nodes[node].waiting.removeValue(forKey: ticket) else {
+                throw violation("node \(node) answered \(ticket) twice")
+            }
+            try conclude(node, waiting.want, waiting.arrived, admission)
+        }
+    }
+}

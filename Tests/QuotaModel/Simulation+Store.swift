@@ -1,0 +1,159 @@
+internal import GatewayCore
+
+// Messages between nodes and the store, and the shipping of spools.
+extension Simulation {
+    func send(_ node: Int, _ request: StoreRequest) {
+        guard let connection = nodes[node].connection else { return }
+        let at = max(nodes[node].lastDelivery, now + random.delay(400))
+        nodes[node].lastDelivery = at
+        events.add(
+            .request(node, life: nodes[node].life, epoch: nodes[node].epoch, connection: connection, request), at: at)
+    }
+
+    /// The store hears a request.  One of a connection that broke meanwhile may still be carried out, now or late.
+    func execute(_ node: Int, _ life: Int, _ epoch: Int64, _ connection: Int, _ request: StoreRequest) {
+        let isCurrent = nodes[node].connection == connection && nodes[node].life == life
+        guard isCurrent || random.chance(2), storeDownUntil <= now else { return }
+        var reply = carryOut(node, epoch, request)
+        // Said twice; the second answer is the one that gets through.
+        if random.chance(40) { reply = carryOut(node, epoch, request) }
+        noteLimits()
+        guard isCurrent else { return }
+        let at = max(nodes[node].lastReply, now + random.delay(400))
+        nodes[node].lastReply = at
+        events.add(.reply(node, life: life, connection: connection, reply), at: at)
+    }
+
+    private func carryOut(_ node: Int, _ epoch: Int64, _ request: StoreRequest) -> StoreReply {
+        do throws(ModelStore.Failure) {
+            switch request {
+            case .ask(let number, let questions):
+                return .answers(number, try store.acquire(node, epoch: epoch, questions))
+            case .giveBack(let number, let returns):
+                try store.giveBack(node, epoch: epoch, returns)
+                return .gaveBack(number)
+            case .read(let number):
+                return .leases(number, try store.readLeases(node, epoch: epoch))
+            }
+        } catch {
+            return .fenced
+        }
+    }
+
+    func receive(_ node: Int, _ reply: StoreReply) throws(Violation) {
+        let time = local(node)
+        switch reply {
+        case .answers(let number, let answers):
+            if let (sent, rows) = nodes[node].askSent.removeValue(forKey: number) {
+                for (row, answer) in zip(rows, answers) { nodes[node].evidence[row] = Self.evidence(sent, answer) }
+            }
+            nodes[node].book.answered(number, answers, now: time)
+        case .gaveBack(let number):
+            nodes[node].book.gaveBack(number, ok: true, now: time)
+        case .leases(let number, let records):
+            nodes[node].book.leasesRead(number, records, now: time)
+        case .fenced:
+            nodes[node].book.fenced(now: time)
+            throw violation("node \(node) was fenced")
+        }
+        try pump(node)
+    }
+
+    private static func evidence(_ sent: UInt64, _ answer: LeaseAnswer) -> SimulatedNode.Evidence {
+        switch answer {
+        case .notAssigned:
+            SimulatedNode.Evidence(sent: sent, free: 0, isAssigned: false, heldByOthers: false)
+        case .unlimited:
+            SimulatedNode.Evidence(sent: sent, free: .max, isAssigned: true, heldByOthers: false)
+        case .limited(let numbers):
+            SimulatedNode.Evidence(
+                sent: sent, free: numbers.free, isAssigned: true, heldByOthers: numbers.held > numbers.ownOpen)
+        }
+    }
+
+    func cut(_ node: Int) {
+        guard nodes[node].isAlive, nodes[node].connection != nil else { return }
+        nodes[node].connection = nil
+        after(random.delay(50_000), .noticeLoss(node, life: nodes[node].life))
+    }
+
+    func connect(_ node: Int) throws(Violation) {
+        guard nodes[node].connection == nil else { return }
+        guard storeDownUntil <= now else {
+            after(random.delay(200_000), .connect(node, life: nodes[node].life))
+            return
+        }
+        nextConnection += 1
+        nodes[node].connection = nextConnection
+        nodes[node].lastDelivery = now
+        nodes[node].lastReply = now
+        nodes[node].askSent = [:]
+        nodes[node].book.connected(now: local(node))
+        try pump(node)
+    }
+
+    // MARK: - Shipping
+
+    /// Cuts a batch from the store's mark and sends it; it may arrive late, twice or never.
+    func ship(_ node: Int) {
+        after(random.delay(100_000), .ship(node, life: nodes[node].life))
+        guard storeDownUntil <= now else { return }
+        let start = store.spools[node]!.shippedTo
+        let end = min(nodes[node].spool.count, start + Int(random.pick(1...400)))
+        guard start < end else { return }
+        for _ in 0..<(random.chance(30) ? 2 : 1) where !random.chance(30) {
+            after(
+                random.delay(2_000),
+                .shipped(node, life: nodes[node].life, epoch: nodes[node].epoch, from: start, to: end))
+        }
+    }
+
+    func deliverBatch(_ node: Int, _ life: Int, _ epoch: Int64, _ from: Int, _ to: Int) {
+        guard storeDownUntil <= now else { return }
+        _ = try? store.ship(node, epoch: epoch, from: from, nodes[node].spool[from..<to])
+    }
+
+    /// A process starts on the spool: fences its forerunner, ships what it left, then begins.
+    func restart(_ node: Int) throws(Violation) {
+        guard !nodes[node].isAlive else { return }
+        guard storeDownUntil <= now else {
+            after(random.delay(200_000), .restart(node))
+            return
+        }
+        let spool = store.open(node)
+        nodes[node].isAlive = true
+        nodes[node].life += 1
+        nodes[node].epoch = spool.epoch
+        nodes[node].pausedUntil = 0
+        nodes[node].timerAt = .max
+        nodes[node].book = LeaseBook()
+        let left = nodes[node].spool[spool.shippedTo...]
+        _ = try? store.ship(node, epoch: spool.epoch, from: spool.shippedTo, left)
+        after(random.delay(10_000), .connect(node, life: nodes[node].life))
+        after(random.delay(100_000), .ship(node, life: nodes[node].life))
+    }
+
+    func kill(_ node: Int) {
+        guard nodes[node].isAlive else { return }
+        for hold in nodes[node].inFlight.values where hold.leased {
+            inUse[ModelStore.RowPeriod(row: hold.row, period: hold.period)]! -= hold.units
+        }
+        nodes[node].inFlight = [:]
+        nodes[node].waiting = [:]
+        nodes[node].askSent = [:]
+        nodes[node].evidence = [:]
+        nodes[node].connection = nil
+        nodes[node].isAlive = false
+        after(isQuiet ? 1 : random.delay(2_000_000), .restart(node))
+    }
+
+    func sweep() {
+        guard !isQuiet || !events.isEmpty else { return }
+        after(1_000_000, .sweep)
+        guard storeDownUntil <= now else { return }
+        store.resetIfDue()
+        store.writeOff(silence: options.writeOffAfter)
+        noteLimits()
+        if random.chance(3) { standby = store }
+    }
+}
