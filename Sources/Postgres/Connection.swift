@@ -108,16 +108,23 @@ final class Connection {
     private func ready(_ readiness: Readiness) {
         guard phase == .open else { return pollConnect() }
         if readiness.contains(.write), flush() { delegate.connectionDrained() }
-        guard phase == .open, readiness != .write else { return }
+        guard phase == .open else { return }
+        guard readiness != .write else { return collect() }
         repeat {
             let isAlive = PQconsumeInput(raw) == 1
             let reason = isAlive ? "" : message
-            takeNotifications()
             // Results that came before the end are worth having.
-            if phase == .open { delegate.connectionReceived() }
+            collect()
             guard phase == .open else { return }
             if !isAlive { return fail(reason) }
         } while tls?.hasPending == true
+    }
+
+    /// Takes what libpq has read. It reads by itself, too, whenever the kernel has no room for what it sends; no descriptor
+    /// tells of those bytes, so this follows every flush.
+    private func collect() {
+        takeNotifications()
+        if phase == .open { delegate.connectionReceived() }
     }
 
     private func takeNotifications() {
@@ -144,7 +151,9 @@ final class Connection {
 
     func endOfTurn() {
         if let brokenMessage { return fail(brokenMessage) }
-        if needsFlush, phase == .open { flush() }
+        guard needsFlush, phase == .open else { return }
+        flush()
+        collect()
     }
 
     /// Hands to the kernel what it takes; the rest follows when the socket is writable. True if nothing is left.

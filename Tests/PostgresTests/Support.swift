@@ -1,0 +1,90 @@
+import Foundation
+import NIOCore
+import Reactor
+import Testing
+import TestKit
+
+@testable import Postgres
+
+/// A reactor for one test, ended with it.
+func withReactor<Value>(_ body: (Reactor) async throws -> Value) async throws -> Value {
+    let reactor = try Reactor.start(name: "postgres-test")
+    do {
+        let value = try await body(reactor)
+        try await end(reactor)
+        return value
+    } catch {
+        try await end(reactor)
+        throw error
+    }
+}
+
+private func end(_ reactor: Reactor) async throws {
+    reactor.stop()
+    try await offTheCooperativePool { reactor.join() }
+}
+
+/// A reactor and a client of a database of its own.
+func withClient<Value>(
+    role: PostgresClient.Role = .session, _ adjust: (inout PostgresConfiguration) -> Void = { _ in },
+    _ body: (PostgresClient, TestDatabase) async throws -> Value
+) async throws -> Value {
+    let database = try await TestDatabase.create()
+    return try await withReactor { reactor in
+        var configuration = try PostgresConfiguration(url: database.url)
+        adjust(&configuration)
+        let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
+        do {
+            let value = try await body(client, database)
+            await client.shutdown()
+            return value
+        } catch {
+            await client.shutdown()
+            throw error
+        }
+    }
+}
+
+extension PostgresClient {
+    /// Runs on the client's reactor.
+    func onLoop<Value: Sendable>(_ body: @escaping @Sendable (PostgresClient) throws -> Value) async throws -> Value {
+        try await reactor.submit { try body(self) }.get()
+    }
+
+    /// Runs on the client's reactor until the body calls back.
+    func calling<Value: Sendable>(
+        _ body: @escaping @Sendable (PostgresClient, @escaping (Value) -> Void) -> Void
+    ) async -> Value {
+        await withCheckedContinuation { continuation in
+            reactor.execute { body(self) { continuation.resume(returning: $0) } }
+        }
+    }
+
+    /// One row, one column.
+    func value(_ sql: String, _ parameters: Parameters = Parameters(), types: [PostgresType] = []) async throws -> Row {
+        let statement = Statement(name: "value", sql: sql, parameterTypes: types, isPrepared: false)
+        return try #require(try await query(statement, parameters).first)
+    }
+}
+
+/// The error that the body must throw.
+func postgresError(_ body: () async throws -> Void) async throws -> PostgresError {
+    do { try await body() } catch let error as PostgresError { return error }
+    Issue.record("no error")
+    throw CancellationError()
+}
+
+/// Waits until something is so; ten seconds are enough for anything here.
+func eventually(_ what: Comment, _ isSo: () async throws -> Bool) async throws {
+    for _ in 0..<1000 {
+        if try await isSo() { return }
+        try await Task.sleep(for: .milliseconds(10))
+    }
+    Issue.record("never: \(what)")
+}
+
+func parameters(_ build: (inout Parameters) -> Void) -> Parameters {
+    var parameters = Parameters()
+    build(&parameters)
+    return parameters
+}
