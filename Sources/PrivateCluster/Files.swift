@@ -33,3 +33,10 @@ func unlinkFile(_ path: String) throws {
 func pause(_ duration: Duration) {
     usleep(useconds_t(duration / .microseconds(1)))
 }
+
+/// A GiB for everybody is enough for the clusters of tests.
+func hasRoom(_ directory: String) -> Bool {
+    var status = statvfs()
+    guard access(directory, W_OK) == 0, statvfs(directory, &status) == 0 else { return false }
+    return UInt64(status.f_bavail) * UInt64(status.f_frsize) >= 1 << 30
+}
