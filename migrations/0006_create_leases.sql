@@ -31,7 +31,7 @@ CREATE INDEX quota_lease_row ON pandora.quota_lease (environment_id, service_id,
 --   wishes  units the worker would like ahead of traffic
 -- A row gets what its waiting requests need as far as free units reach, and beyond that its wish, capped at
 -- free / (2 x holders active in the last 10 s), so that the last units stay within everybody's reach.
--- A reset that is due by this server's clock happens first.  Answers in the order of the question; `found` is
+-- A reset that is due by this server's clock happens first.  Answers in the order of the question; `assigned` is
 -- false where the service is not assigned; `unit_limit` is NULL where it is unlimited (nothing is granted).
 -- `reset_us` counts from the answer; a lease is unusable once it has passed.  The totals are those of the
 -- holder's lease in `period`: from them it finds grants whose answer was lost.
@@ -39,7 +39,7 @@ CREATE FUNCTION pandora.lease_acquire(
     of_spool uuid, of_epoch bigint,
     environments bigint[], services bigint[], needs bigint[], wishes bigint[])
 RETURNS TABLE (
-    ordinal integer, found boolean, granted bigint, own_open bigint, free bigint, held bigint,
+    ordinal integer, assigned boolean, granted bigint, own_open bigint, free bigint, held bigint,
     used bigint, unit_limit bigint, period bigint, reset_us bigint, flow_deadline_us bigint,
     total_granted bigint, total_returned bigint, total_overrun bigint)
 LANGUAGE plpgsql AS $$
@@ -78,7 +78,7 @@ BEGIN
          WHERE e.environment_id = want.environment_id AND e.service_id = want.service_id
            FOR NO KEY UPDATE;
         ordinal := want.position;
-        found := quota.environment_id IS NOT NULL;
+        assigned := quota.environment_id IS NOT NULL;
         granted := 0;
         spare := greatest(quota.available_request - quota.held_request, 0);
         IF spare > 0 AND want.wish > 0 THEN

@@ -76,7 +76,7 @@ public struct LeaseSession {
     private static let acquireStatement = Statement(
         name: "lease_ask",
         sql: """
-            SELECT found, unit_limit, period, total_granted, total_returned, total_overrun, own_open, free, held,
+            SELECT assigned, unit_limit, period, total_granted, total_returned, total_overrun, own_open, free, held,
                    reset_us, flow_deadline_us
               FROM pandora.lease_acquire($1::uuid, $2, $3, $4, $5, $6) ORDER BY ordinal
             """,

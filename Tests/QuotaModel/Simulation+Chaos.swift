@@ -12,7 +12,7 @@ extension Simulation {
         case 5...8:
             nodes[node].pausedUntil = now + random.delay(400_000)
         case 9:
-            nodes[node].pausedUntil = now + options.writeOffAfter * 2
+            nodes[node].pausedUntil = now + (options.writeOffAfter ?? 10_000_000) * 2
         case 10...12:
             kill(node)
         case 13...14:

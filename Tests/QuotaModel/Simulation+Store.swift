@@ -152,7 +152,7 @@ extension Simulation {
         after(1_000_000, .sweep)
         guard storeDownUntil <= now else { return }
         store.resetIfDue()
-        store.writeOff(silence: options.writeOffAfter)
+        if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
         noteLimits()
         if random.chance(3) { standby = store }
     }

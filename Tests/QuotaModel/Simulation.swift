@@ -15,7 +15,8 @@ public final class Simulation {
         public var chaosGap: Int64 = 900_000
         /// Whether the store may lose commits; admissions beyond the limit are then booked as overrun, not excluded.
         public var failovers = false
-        public var writeOffAfter: Int64 = 30_000_000
+        /// How long a holder may be silent; nil: nobody is written off, so that a unit that leaks stays held and is found.
+        public var writeOffAfter: Int64?
         public init() {}
     }
 

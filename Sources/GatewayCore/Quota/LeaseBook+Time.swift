@@ -63,7 +63,10 @@ extension LeaseBook {
     private mutating func lookAfter(_ slot: Int, _ now: Int64) -> Bool {
         if now >= shelves[slot].resetAt { retire(slot) }
         shelves[slot].roll(now)
-        if shelves[slot].lease != nil, shelves[slot].waiters.isEmpty, !shelves[slot].isAsking {
+        // While the store is away idle units are all there is to serve from.
+        if link == .ready || isClosing, shelves[slot].lease != nil, shelves[slot].waiters.isEmpty,
+            !shelves[slot].isAsking
+        {
             let isIdle = isClosing || now - shelves[slot].lastTraffic >= limits.idleAfter
             // Traffic that slowed down leaves units over as well.
             let kept = isIdle ? 0 : 2 * wish(of: shelves[slot])
