@@ -1,0 +1,110 @@
+/// Whether something may be used.
+public enum TenantStatus: UInt8, Sendable {
+    case enabled, disabled
+
+    public init?(_ text: String) {
+        switch text {
+        case "enabled": self = .enabled
+        case "disabled": self = .disabled
+        default: return nil
+        }
+    }
+}
+
+public enum ServiceStatus: UInt8, Sendable {
+    case enabled, disabled, deprecated
+
+    public init?(_ text: String) {
+        switch text {
+        case "enabled": self = .enabled
+        case "disabled": self = .disabled
+        case "deprecated": self = .deprecated
+        default: return nil
+        }
+    }
+}
+
+/// Everything that decides whether a key's request may pass, except quota. Immutable; shared by the cache and by requests
+/// in flight.
+public final class KeyEntry: Sendable {
+    /// A service that the key's environment may use.
+    public struct Grant: Sendable, Equatable {
+        public let serviceID: Int64
+        public let name: String
+        public let version: String
+        public let status: ServiceStatus
+        /// Whether requests need units; false where the environment is unlimited.
+        public let limited: Bool
+
+        public init(serviceID: Int64, name: String, version: String, status: ServiceStatus, limited: Bool) {
+            self.serviceID = serviceID
+            self.name = name
+            self.version = version
+            self.status = status
+            self.limited = limited
+        }
+    }
+
+    public let keyID: KeyID
+    public let status: TenantStatus
+    /// Microseconds since 1970; nil: never.
+    public let expiresAt: Int64?
+    public let environmentID: Int64
+    public let environmentName: String
+    public let environmentStatus: TenantStatus
+    public let projectID: Int64
+    public let projectName: String
+    public let projectStatus: TenantStatus
+    public let clientID: Int64
+    public let grants: [Grant]
+
+    public init(
+        keyID: KeyID, status: TenantStatus, expiresAt: Int64?,
+        environmentID: Int64, environmentName: String, environmentStatus: TenantStatus,
+        projectID: Int64, projectName: String, projectStatus: TenantStatus,
+        clientID: Int64, grants: [Grant]
+    ) {
+        self.keyID = keyID
+        self.status = status
+        self.expiresAt = expiresAt
+        self.environmentID = environmentID
+        self.environmentName = environmentName
+        self.environmentStatus = environmentStatus
+        self.projectID = projectID
+        self.projectName = projectName
+        self.projectStatus = projectStatus
+        self.clientID = clientID
+        self.grants = grants
+    }
+
+    /// Why the key may not be used at this moment, whatever the service; nil if it may.
+    ///
+    /// - Parameter now: microseconds since 1970. A key is expired from its `expiresAt` on.
+    public func refusal(at now: Int64) -> Refusal? {
+        if status == .disabled { return .keyDisabled }
+        if let expiresAt, now >= expiresAt { return .keyExpired }
+        if projectStatus == .disabled { return .projectDisabled }
+        if environmentStatus == .disabled { return .environmentDisabled }
+        return nil
+    }
+
+    /// The grant for a service, or why it may not be used.
+    ///
+    /// - Parameter deprecatedPasses: whether a deprecated service still serves those it is assigned to; the route says.
+    public func grant(name: String, version: String, deprecatedPasses: Bool) -> GrantVerdict {
+        for grant in grants where grant.name == name && grant.version == version {
+            switch grant.status {
+            case .enabled: return .granted(grant)
+            case .disabled: return .refused(.serviceDisabled, grant)
+            case .deprecated: return deprecatedPasses ? .granted(grant) : .refused(.serviceDeprecated, grant)
+            }
+        }
+        return .refused(.serviceNotAssigned, nil)
+    }
+}
+
+public enum GrantVerdict: Sendable, Equatable {
+    case granted(KeyEntry.Grant)
+    /// With the grant where there is one, so that the log can name the service.
+    case refused(Refusal, KeyEntry.Grant?)
+}
