@@ -54,3 +54,46 @@ public struct IdentifierGenerator: Sendable {
         UUIDBits(high: milliseconds << 16 | 0x7000 | top, low: 0x8000_0000_0000_0000 | bottom & bottomMask)
     }
 }
+
+extension UUIDBits: CustomStringConvertible {
+    /// RFC 9562, section 4: 8-4-4-4-12 lower-case hexadecimal digits.
+    public var description: String {
+        var text: [UInt8] = []
+        for position in 0..<32 {
+            if position == 8 || position == 12 || position == 16 || position == 20 { text.append(UInt8(ascii: "-")) }
+            let word = position < 16 ? high : low
+            text.append(hex: UInt8(truncatingIfNeeded: word >> UInt64(60 - 4 * (position % 16))) & 15)
+        }
+        return String(decoding: text, as: UTF8.self)
+    }
+
+    /// A random UUID, version 4.
+    public static func random(_ generator: inout some RandomNumberGenerator) -> UUIDBits {
+        UUIDBits(
+            high: generator.next() & 0xffff_ffff_ffff_0fff | 0x4000,
+            low: generator.next() & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000)
+    }
+
+    /// The text that `description` gives.
+    public init?(_ text: String) {
+        let characters = Array(text.utf8)
+        guard characters.count == 36 else { return nil }
+        var words: (UInt64, UInt64) = (0, 0)
+        var digits = 0
+        for (index, character) in characters.enumerated() {
+            if index == 8 || index == 13 || index == 18 || index == 23 {
+                guard character == UInt8(ascii: "-") else { return nil }
+                continue
+            }
+            let value: UInt64
+            switch character {
+            case 0x30...0x39: value = UInt64(character - 0x30)
+            case 0x61...0x66: value = UInt64(character - 0x57)
+            default: return nil
+            }
+            if digits < 16 { words.0 = words.0 << 4 | value } else { words.1 = words.1 << 4 | value }
+            digits += 1
+        }
+        self.init(high: words.0, low: words.1)
+    }
+}

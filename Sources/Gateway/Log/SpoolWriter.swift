@@ -1,0 +1,250 @@
+public import GatewayCore
+internal import Glibc
+public import NIOCore
+public import Reactor
+
+/// How a spool keeps its frames.
+public struct SpoolSettings: Sendable {
+    /// What the death of the host may cost; the death of the process costs nothing in any case.
+    public enum Sync: String, Sendable, CaseIterable {
+        /// What the kernel had not written yet.
+        case none
+        /// At most the last second.
+        case interval
+        /// Nothing: a turn's answers wait for the disk.
+        case always
+    }
+
+    /// Directory that holds the spools of the node.
+    public var root: String
+    /// The node's label.
+    public var node: String
+    public var sync = Sync.interval
+    /// Bytes that may wait to be shipped.
+    public var bound: Int64 = 1 << 30
+    public var segmentBytes: Int64 = 16 << 20
+    /// Refusals of one reason that are logged one by one in a second, of this worker.
+    public var refusalsPerSecond = 100
+
+    public init(root: String, node: String) {
+        self.root = root
+        self.node = node
+    }
+}
+
+/// A worker's write-ahead log of hops. Confined to its reactor.
+///
+/// What a turn appends goes out in one write in the turn's persist phase, before the flush phase lets the answers go; so no
+/// answered request can be missing after the death of the process. Every process writes spools of its own; what an earlier
+/// one left is the shipper's.
+public final class SpoolWriter: TurnHook {
+    public let progress: SpoolProgress
+    public var id: UUIDBits { progress.id }
+
+    private let settings: SpoolSettings
+    private let directory: SpoolDirectory
+    private let reactor: Reactor
+    private var compressor: RefusalCompressor
+    private let syncer: SpoolSyncer?
+
+    private let buffer: UnsafeMutableRawBufferPointer
+    /// Bytes and frames in the buffer, not written yet.
+    private var buffered = 0
+    private var bufferedFrames: Int64 = 0
+    /// Offset in the spool of the beginning of the buffer.
+    private var position: Int64 = 0
+    private var segment: FileDescriptor
+    private var segmentStart: Int64 = 0
+    private var ahead: [FileDescriptor] = []
+    private var aheadCount = 0
+    private var reserved = 0
+    private var retryAt: NIODeadline?
+
+    static let bufferBytes = 256 << 10
+
+    /// Makes a new spool and hooks it into the reactor's turns. Throws `FileError`.
+    public init(_ settings: SpoolSettings, on reactor: Reactor) throws {
+        precondition(settings.segmentBytes >= 2 * Int64(Frame.maximumLength))
+        var random = SystemRandomNumberGenerator()
+        directory = try SpoolDirectory(creating: .random(&random), node: settings.node, in: settings.root)
+        progress = SpoolProgress(id: directory.id, path: directory.path, node: directory.node)
+        segment = try FileDescriptor(directory.segmentPath(0), flags: O_RDWR | O_CREAT | O_EXCL)
+        try segment.allocate(settings.segmentBytes)
+        self.settings = settings
+        self.reactor = reactor
+        compressor = RefusalCompressor(rowsPerSecond: settings.refusalsPerSecond)
+        buffer = .allocate(byteCount: Self.bufferBytes, alignment: 16)
+        syncer = settings.sync == .interval ? SpoolSyncer() : nil
+        syncer?.watch(segment.path)
+        reactor.addTurnHook(.persist, self)
+    }
+
+    deinit {
+        syncer?.stop()
+        buffer.deallocate()
+    }
+
+    // MARK: - Place
+
+    /// Keeps place for the record of a request, before it is forwarded. False: the log is full, the route's outage rule applies.
+    public func reserve() -> Bool {
+        guard hasPlace(for: reserved + 1) else { return false }
+        reserved += 1
+        return true
+    }
+
+    /// Instead of `append`.
+    public func cancelReservation() { reserved = max(reserved - 1, 0) }
+
+    private func hasPlace(for records: Int) -> Bool {
+        let wanted = Int64(records) * Int64(Frame.maximumLength)
+        let used = position + Int64(buffered)
+        guard retryAt == nil, used - progress.shippedTo + wanted <= settings.bound else { return false }
+        while wanted > allocated(used) {
+            guard allocateAhead() else { return false }
+        }
+        return true
+    }
+
+    /// Bytes allocated for frames to come; every segment may waste the length of a frame at its end.
+    private func allocated(_ used: Int64) -> Int64 {
+        let waste = Int64(Frame.maximumLength)
+        return max(segmentStart + settings.segmentBytes - used - waste, 0) + Int64(ahead.count) * (settings.segmentBytes - waste)
+    }
+
+    private func allocateAhead() -> Bool {
+        do throws(FileError) {
+            let file = try FileDescriptor(directory.aheadPath(aheadCount), flags: O_RDWR | O_CREAT | O_TRUNC)
+            aheadCount += 1
+            do throws(FileError) {
+                try file.allocate(settings.segmentBytes)
+            } catch {
+                Directory.remove(file.path)
+                throw error
+            }
+            ahead.append(file)
+            return true
+        } catch {
+            progress.failedToWrite()
+            return false
+        }
+    }
+
+    // MARK: - Records
+
+    /// Takes a record; it is on its way to the disk before the flush phase of this turn.
+    ///
+    /// A refused request (`refusal` set, nothing forwarded) may be counted in a row with others instead: see
+    /// ``RefusalCompressor``.
+    ///
+    /// - Parameter reserved: whether `reserve` kept place for it. Without, it may find none.
+    /// - Returns: false where the record was lost for want of place, and counted.
+    @discardableResult
+    public func append(_ record: HopRecord, reserved isReserved: Bool = true) -> Bool {
+        if let reason = record.refusal, record.attempts == 0, record.units == 0 {
+            flushGroups(all: false)
+            switch compressor.judge(record, reason: reason, now: now) {
+            case .log: break
+            case .opened, .counted:
+                if isReserved { cancelReservation() }
+                return true
+            }
+        }
+        if isReserved {
+            cancelReservation()
+        } else if !hasPlace(for: reserved + 1) {
+            progress.lostRecord()
+            return false
+        }
+        write(record)
+        return true
+    }
+
+    private var now: Int64 { Int64(reactor.turnNow.uptimeNanoseconds / 1_000) }
+
+    private func flushGroups(all: Bool) {
+        for record in compressor.takeDue(now: now, all: all) {
+            if hasPlace(for: reserved + 1) { write(record) } else { progress.lostRecord() }
+        }
+    }
+
+    private func write(_ record: HopRecord) {
+        if buffered + Frame.maximumLength > buffer.count { flush() }
+        guard buffered + Frame.maximumLength <= buffer.count else {
+            // The disk refuses writes and the buffer is full of what it refused.
+            return progress.lostRecord()
+        }
+        let offset = position + Int64(buffered)
+        let room = UnsafeMutableRawBufferPointer(rebasing: buffer[buffered...])
+        let length = record.encode(into: room, at: offset)
+        if offset + Int64(length) > segmentStart + settings.segmentBytes {
+            flush()
+            guard buffered == 0, rotate() else { return progress.lostRecord() }
+            // The frame carries its offset, which is the same in the new segment; its place in the buffer is not.
+            _ = record.encode(into: buffer, at: position)
+        }
+        buffered += length
+        bufferedFrames += 1
+        reactor.requestTurn()
+    }
+
+    // MARK: - Disk
+
+    public func endOfTurn() {
+        flushGroups(all: false)
+        flush()
+        let left = segmentStart + settings.segmentBytes - position
+        if ahead.isEmpty, left < settings.segmentBytes / 4 { _ = allocateAhead() }
+    }
+
+    public var nextDeadline: NIODeadline? {
+        let due = compressor.due.map { NIODeadline.uptimeNanoseconds(UInt64($0) * 1_000) }
+        guard let retryAt else { return due }
+        return due.map { min($0, retryAt) } ?? retryAt
+    }
+
+    private func flush() {
+        guard buffered > 0 else { return }
+        let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<buffered])
+        do throws(FileError) {
+            try segment.write(bytes, at: position - segmentStart)
+            if settings.sync == .always { try segment.syncData() }
+            position += Int64(buffered)
+            progress.wrote(to: position, frames: bufferedFrames)
+            (buffered, bufferedFrames, retryAt) = (0, 0, nil)
+        } catch {
+            // Kept and written again; until then nothing new is admitted.
+            progress.failedToWrite()
+            retryAt = reactor.turnNow + .milliseconds(100)
+        }
+    }
+
+    private func rotate() -> Bool {
+        if ahead.isEmpty, !allocateAhead() { return false }
+        let file = ahead[0]
+        do throws(FileError) {
+            // What was allocated and not used goes back; a segment ends where its last frame does.
+            try segment.truncate(to: position - segmentStart)
+            try Directory.rename(file.path, directory.segmentPath(position))
+        } catch {
+            progress.failedToWrite()
+            return false
+        }
+        ahead.removeFirst()
+        (segment, segmentStart) = (file, position)
+        syncer?.watch(directory.segmentPath(position))
+        return true
+    }
+
+    /// The orderly end: what is pending is written, and the spool can be adopted.
+    public func close() {
+        flushGroups(all: true)
+        flush()
+        reactor.removeTurnHook(self)
+        try? segment.truncate(to: position - segmentStart)
+        try? segment.syncData()
+        syncer?.stop()
+        for file in ahead { Directory.remove(file.path) }
+        ahead.removeAll()
+    }
+}
