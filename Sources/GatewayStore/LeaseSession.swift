@@ -6,7 +6,7 @@ public import Postgres
 ///
 /// Confined to the reactor of its client.  Every call fails with SQLSTATE `PN004` once another process has opened
 /// the spool.
-public struct LeaseSession {
+public struct LeaseSession: Sendable {
     private let client: PostgresClient
     private let spool: String
     private let epoch: Int64

@@ -63,12 +63,13 @@ public struct ModelStore: Sendable {
     /// Sums of the ledger, by kind.
     public struct Booked: Sendable, Equatable {
         public var limit: Int64 = 0
-        public var opened: Int64 = 0
+        /// The part of `limit` with which the period opened.
+        public var openedLimit: Int64 = 0
         public var hops: Int64 = 0
         public var lost: Int64 = 0
         public var refund: Int64 = 0
         public var overrun: Int64 = 0
-        public var used: Int64 { opened + hops + lost + refund + overrun }
+        public var used: Int64 { hops + lost + refund + overrun }
     }
 
     public struct Spool: Sendable, Equatable {
@@ -98,7 +99,7 @@ public struct ModelStore: Sendable {
         guard var quota = quotas[row] else {
             let period = 1 + (ledger.keys.filter { $0.row == row }.map(\.period).max() ?? 0)
             quotas[row] = Quota(limit: limit, period: period)
-            ledger[RowPeriod(row: row, period: period), default: Booked()].limit += limit ?? 0
+            open(RowPeriod(row: row, period: period), limit)
             return
         }
         ledger[RowPeriod(row: row, period: quota.period), default: Booked()].limit += (limit ?? 0) - (quota.limit ?? 0)
@@ -117,10 +118,18 @@ public struct ModelStore: Sendable {
             quota.held = 0
             quota.period += 1
             quotas[row] = quota
-            ledger[RowPeriod(row: row, period: quota.period), default: Booked()].limit += quota.limit ?? 0
+            open(RowPeriod(row: row, period: quota.period), quota.limit)
         }
         nextReset = due + length * ((now - due) / length + 1)
     }
+
+    private mutating func open(_ id: RowPeriod, _ limit: Int64?) {
+        ledger[id, default: Booked()].limit += limit ?? 0
+        ledger[id]!.openedLimit += limit ?? 0
+    }
+
+    /// Moves the end of the period to now, as an operator may.
+    public mutating func makeResetDue() { nextReset = now }
 
     // MARK: - Spools
 
@@ -133,6 +142,9 @@ public struct ModelStore: Sendable {
         }
         return spools[spool]!
     }
+
+    /// Undoes a fence, for tests that go on with the same holder.
+    public mutating func reopen(_ spool: Int) { spools[spool]!.epoch = 1 }
 
     func require(_ spool: Int, _ epoch: Int64) throws(Failure) {
         guard spools[spool]?.epoch == epoch else { throw .fenced }

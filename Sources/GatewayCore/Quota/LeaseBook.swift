@@ -91,7 +91,7 @@ public struct LeaseBook {
         guard want.limited, want.units > 0 else {
             return .answered(.held(unleased(want.row, want.units, outage: false)))
         }
-        guard let slot = slotOfRow[want.row] ?? makeShelf(want.row) else {
+        guard want.units <= limits.unitsMax, let slot = slotOfRow[want.row] ?? makeShelf(want.row) else {
             counters.unavailable += 1
             return .answered(.unavailable(retryAfter: limits.retryAfterOutage))
         }

@@ -18,6 +18,8 @@ public struct LeaseLimits: Sendable, Equatable {
     public var answerMax: Int64 = 2_000_000
     /// Requests that may wait at once; the next is refused as unavailable.
     public var waitingMax = 16_384
+    /// Units one request may hold; what wants more is refused as unavailable, so that sums cannot overflow.
+    public var unitsMax: Int64 = 1_000_000_000_000
     /// Rows of one question or return.
     public var rowsPerStatement = 256
     /// Rows remembered; above it requests for unknown rows are refused as unavailable until idle ones were forgotten.

@@ -15,7 +15,7 @@ public struct LeaseQuestion: Sendable, Equatable {
 
 /// What the store knows of one lease: totals that only grow, so that a lost, late or repeated message changes
 /// nothing in what follows from them.
-public struct LeaseTotals: Sendable, Equatable {
+public struct LeaseTotals: Sendable, Hashable {
     public var granted: Int64
     /// Units the holder gave back unused.
     public var returned: Int64
@@ -85,7 +85,7 @@ public struct LeaseReturn: Sendable, Equatable {
 }
 
 /// A lease row as the store has it.
-public struct LeaseRecord: Sendable, Equatable {
+public struct LeaseRecord: Sendable, Hashable {
     public var row: QuotaRow
     public var period: Int64
     public var totals: LeaseTotals

@@ -1,0 +1,217 @@
+import GatewayCore
+import QuotaModel
+import Testing
+
+/// The interleavings that a lease has to survive, one by one.
+@Suite struct LeaseBookTests {
+    let row = QuotaRow(environmentID: 1, serviceID: 1)
+    let other = QuotaRow(environmentID: 2, serviceID: 1)
+
+    func want(_ units: Int64 = 1, _ rule: OutageRule = .deny, row: QuotaRow? = nil) -> QuotaWant {
+        let row = row ?? self.row
+        return QuotaWant(
+            environmentID: row.environmentID, serviceID: row.serviceID, units: units, limited: true, outage: rule)
+    }
+
+    func store(_ limit: Int64?, period: Int64? = nil) -> ModelStore {
+        var store = ModelStore(periodLength: period)
+        store.setLimit(limit, of: row)
+        return store
+    }
+
+    func charged(_ hold: QuotaHold, _ units: Int64? = nil) -> ModelFrame {
+        ModelFrame(row: hold.row, period: hold.period, units: units ?? hold.units, leased: hold.leased)
+    }
+
+    func free(_ store: ModelStore) -> Int64 { store.quotas[row]!.free }
+
+    // MARK: - Asking
+
+    @Test func leasedUnitsCostNoQuestion() throws {
+        var store = store(100_000)
+        var desk = LeaseDesk(&store)
+        #expect(desk.admit(want()) == nil)
+        desk.talk(to: &store)
+        #expect(desk.answers.count == 1)
+        for _ in 0..<30 { #expect(desk.admit(want())?.hold != nil) }
+        #expect(desk.book.counters.asks == 1)
+    }
+
+    @Test func waitingRequestsShareOneQuestionForAllRows() throws {
+        var store = store(100)
+        store.setLimit(100, of: other)
+        var desk = LeaseDesk(&store)
+        for _ in 0..<3 { desk.admit(want()) }
+        desk.admit(want(4, row: other))
+        desk.admit(want(2, row: other))
+        // The first went out at once; the others wait for its answer and five milliseconds.
+        #expect(desk.outbox.count == 1)
+        desk.talk(to: &store)
+        #expect(desk.outbox.isEmpty)
+        desk.wait(4_999)
+        #expect(desk.outbox.isEmpty)
+        desk.wait(1)
+        guard case .ask(_, let questions) = try #require(desk.outbox.first) else { fatalError("not a question") }
+        #expect(questions.map(\.row) == [other])
+        #expect(questions.map(\.need) == [6])
+        desk.talk(to: &store)
+        #expect(desk.answers.count == 5 && desk.answers.allSatisfy { $0.admission.hold != nil })
+    }
+
+    @Test func unitsReachWhomTheyCanInOrderOfArrival() throws {
+        var store = store(5)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(3))
+        desk.admit(want(4))
+        desk.admit(want(2))
+        desk.talk(to: &store)
+        desk.wait(5_000)
+        desk.talk(to: &store)
+        // Three and two fit, four does not, and refuses nobody but itself.
+        #expect(desk.answers.compactMap { $0.admission.hold?.units } == [3, 2])
+        desk.settle(desk.answers[0].admission.hold!, charge: 3)
+        desk.settle(desk.answers[1].admission.hold!, charge: 2)
+        desk.ship([charged(desk.answers[0].admission.hold!), charged(desk.answers[1].admission.hold!)], to: &store)
+        desk.wait(10_000)
+        desk.talk(to: &store)
+        #expect(desk.answers.last?.admission.isUsedUp == true)
+    }
+
+    @Test func anAnswerRefusesOnlyThoseWhoAskedBeforeIt() throws {
+        var store = store(1)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(2))
+        let question = desk.outbox.removeFirst()
+        // Arrives while the question is on its way; meanwhile the limit is raised.
+        desk.admit(want(2))
+        desk.deliver(question, to: &store)
+        #expect(desk.answers.count == 1 && desk.answers[0].admission.isUsedUp)
+        store.setLimit(10, of: row)
+        desk.wait(5_000)
+        desk.talk(to: &store)
+        #expect(desk.answers.count == 2 && desk.answers[1].admission.hold != nil)
+    }
+
+    @Test func usedUpIsSaidAtOnceAndHeldAfterARecall() throws {
+        var store = store(10)
+        var holder = LeaseDesk(&store, spool: 1)
+        holder.admit(want(10))
+        holder.talk(to: &store)
+        let hold = try #require(holder.answers[0].admission.hold)
+
+        var asker = LeaseDesk(&store, spool: 2)
+        asker.admit(want())
+        var asked: Int64 = 0
+        while asker.answers.isEmpty, asked < 1_000_000 {
+            asker.talk(to: &store)
+            asker.wait(1_000)
+            asked += 1_000
+        }
+        guard case .refusedHeld(let retryAfter, _) = asker.answers[0].admission else { fatalError("not held") }
+        #expect(retryAfter == 1 && asked >= 100_000 && asked <= 120_000)
+        #expect((2...3).contains(asker.recalls.count))
+        #expect(asker.book.counters.asks <= 12)
+
+        holder.settle(hold, charge: 10)
+        holder.ship([charged(hold)], to: &store)
+        asker.answers = []
+        asker.admit(want())
+        asker.wait(5_000)
+        asker.talk(to: &store)
+        #expect(asker.answers.first?.admission.isUsedUp == true)
+    }
+
+    @Test func idleUnitsGoBackOnRecall() throws {
+        var store = store(100)
+        var holder = LeaseDesk(&store, spool: 1)
+        holder.admit(want())
+        holder.talk(to: &store)
+        #expect(free(store) == 50)
+        var asker = LeaseDesk(&store, spool: 2)
+        asker.admit(want(99))
+        asker.talk(to: &store)
+        #expect(asker.answers.isEmpty && asker.recalls == [row])
+        holder.recalled(row)
+        holder.talk(to: &store)
+        asker.wait(10_000)
+        asker.talk(to: &store)
+        #expect(asker.answers.first?.admission.hold?.units == 99)
+    }
+
+    @Test func idleUnitsGoBackAfterASecond() throws {
+        var store = store(100)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(7))
+        desk.talk(to: &store)
+        desk.wait(900_000)
+        desk.talk(to: &store)
+        #expect(store.quotas[row]!.held > 7)
+        desk.wait(400_000)
+        desk.talk(to: &store)
+        #expect(store.quotas[row]!.held == 7)
+        // What the upstream reported counts, the rest of the hold goes back.
+        let hold = try #require(desk.answers[0].admission.hold)
+        desk.settle(hold, charge: 3)
+        desk.ship([charged(hold, 3)], to: &store)
+        desk.wait(2_000_000)
+        desk.talk(to: &store)
+        #expect(store.quotas[row]!.held == 0 && store.quotas[row]!.used == 3)
+    }
+
+    @Test func theLastUnitComesBack() throws {
+        var store = store(1)
+        var desk = LeaseDesk(&store)
+        desk.admit(want())
+        desk.talk(to: &store)
+        desk.settle(try #require(desk.answers[0].admission.hold), charge: 0)
+        #expect(desk.admit(want())?.hold != nil)
+    }
+
+    @Test func anUnlimitedRowIsNeverRefused() throws {
+        var store = store(nil)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(5))
+        desk.talk(to: &store)
+        let hold = try #require(desk.answers[0].admission.hold)
+        #expect(!hold.leased && hold.period == 0)
+        desk.ship([charged(hold)], to: &store)
+        #expect(store.quotas[row]!.used == 5 && store.defect() == nil)
+    }
+
+    // MARK: - Bounds
+
+    @Test func theQueueIsBounded() throws {
+        var limits = LeaseLimits()
+        limits.waitingMax = 3
+        var store = store(100)
+        var desk = LeaseDesk(&store, limits: limits)
+        for _ in 0..<3 { #expect(desk.admit(want()) == nil) }
+        #expect(desk.admit(want()) == .unavailable(retryAfter: limits.retryAfterOutage))
+        desk.talk(to: &store)
+        #expect(desk.answers.count >= 1)
+    }
+
+    @Test func unitsThatWouldOverflowAreRefused() throws {
+        var store = store(100)
+        var desk = LeaseDesk(&store)
+        #expect(desk.admit(want(.max)) == .unavailable(retryAfter: 2))
+        #expect(desk.outbox.isEmpty)
+    }
+
+    @Test func aStoreThatSaysNothingIsAnOutageAfterTwoSeconds() throws {
+        var store = store(100)
+        var desk = LeaseDesk(&store)
+        desk.admit(want())
+        desk.admit(want(1, .allow))
+        desk.wait(1_999_999)
+        #expect(desk.answers.isEmpty)
+        desk.wait(1)
+        #expect(desk.answers[0].admission == .unavailable(retryAfter: 2))
+        #expect(desk.answers[1].admission.hold?.outage == true)
+    }
+}
+
+extension Admission {
+    var hold: QuotaHold? { if case .held(let hold) = self { hold } else { nil } }
+    var isUsedUp: Bool { if case .refusedUsedUp = self { true } else { false } }
+}
