@@ -6,7 +6,8 @@ public import Reactor
 extension PostgresClient {
     /// A started client that is ready.
     public static func connect(
-        _ configuration: PostgresConfiguration, role: Role = .session, on reactor: Reactor, within limit: TimeAmount = .seconds(10)
+        _ configuration: PostgresConfiguration, role: Role = .session, on reactor: Reactor,
+        within limit: TimeAmount = .seconds(10)
     ) async throws(PostgresError) -> PostgresClient {
         let client = PostgresClient(configuration, role: role, on: reactor)
         do {
@@ -74,8 +75,24 @@ extension PostgresClient {
         _ body: @escaping @Sendable (@escaping (Result<Value, PostgresError>) -> Void) -> Void
     ) async throws(PostgresError) -> Value {
         let result = await withCheckedContinuation { (continuation: CheckedContinuation<Result<Value, PostgresError>, Never>) in
-            reactor.execute { body { continuation.resume(returning: $0) } }
+            let answer = Answer(continuation)
+            reactor.execute { body { answer.give($0) } }
         }
         return try result.get()
+    }
+
+    /// Resumes a task once, also when whoever should have answered is gone: a reactor that has ended drops what it is given.
+    ///
+    /// Sendable because it is handed to the reactor at once and used there, and its end comes after its last use.
+    private final class Answer<Value: Sendable>: @unchecked Sendable {
+        private var continuation: CheckedContinuation<Result<Value, PostgresError>, Never>?
+
+        init(_ continuation: CheckedContinuation<Result<Value, PostgresError>, Never>) { self.continuation = continuation }
+
+        deinit { give(.failure(PostgresError(.unavailable, "the reactor has ended"))) }
+
+        func give(_ result: Result<Value, PostgresError>) {
+            continuation.take()?.resume(returning: result)
+        }
     }
 }

@@ -90,7 +90,9 @@ extension PostgresConfiguration {
     }
 
     private static func port(_ text: Substring) throws(URLError) -> Int {
-        guard let port = number(text), (1...65535).contains(port) else { throw URLError("a port is not a number from 1 to 65535") }
+        guard let port = number(text), (1...65535).contains(port) else {
+            throw URLError("a port is not a number from 1 to 65535")
+        }
         return port
     }
 

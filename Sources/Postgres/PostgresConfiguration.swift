@@ -29,6 +29,13 @@ public struct PostgresConfiguration: Sendable {
     public var tlsRootCertificate: String?
     public var applicationName = "pandora"
     public var searchPath = "pandora,public"
+    /// Further settings of the session. The server looks once a second whether a client that waits is still there, so that a
+    /// statement given up at its deadline ends even when its cancellation is lost (only servers on Linux can); and it ends a
+    /// session that sits in a transaction.
+    public var settings = [
+        "timezone": "UTC", "datestyle": "ISO", "intervalstyle": "postgres", "client_connection_check_interval": "1000",
+        "idle_in_transaction_session_timeout": "60000",
+    ]
     /// Only a server that takes writes will do (libpq's target_session_attrs=read-write); a connection whose server has become
     /// read-only is given up.
     public var needsWritable = true
@@ -63,14 +70,9 @@ public struct PostgresConfiguration: Sendable {
         return list.map { (name: $0.0, value: $0.1) }
     }
 
-    /// Settings of the session. The server looks once a second whether a client that waits is still there, so that a statement
-    /// given up at its deadline ends even when its cancellation is lost; and a session that sits in a transaction is ended.
     private var options: String {
-        let settings = [
-            ("search_path", searchPath), ("timezone", "UTC"), ("datestyle", "ISO"), ("intervalstyle", "postgres"),
-            ("client_connection_check_interval", "1000"), ("idle_in_transaction_session_timeout", "60000"),
-        ]
-        return settings.map { "-c \($0)=\(PostgresConfiguration.escaped($1))" }.joined(separator: " ")
+        let all = [(key: "search_path", value: searchPath)] + settings.sorted { $0.key < $1.key }
+        return all.map { "-c \($0.key)=\(PostgresConfiguration.escaped($0.value))" }.joined(separator: " ")
     }
 
     /// A backslash keeps white space and backslashes together (PostgreSQL manual, 34.1.2, options).

@@ -45,7 +45,9 @@ public final class Transaction {
     // MARK: What the body calls
 
     /// The callback is called once: with rows, with the server's refusal, or with the reason why the statement was not sent.
-    public func execute(_ statement: Statement, _ parameters: Parameters = Parameters(), _ done: @escaping (Result<Rows, PostgresError>) -> Void) {
+    public func execute(
+        _ statement: Statement, _ parameters: Parameters = Parameters(), _ done: @escaping (Result<Rows, PostgresError>) -> Void
+    ) {
         add(.statement(statement, parameters), statement.name, done)
     }
 

@@ -61,7 +61,7 @@ func makeDirectory(_ path: String, for owner: Account) throws {
             || (status.st_gid == owner.group && status.st_mode & 0o010 != 0)
         guard mayWalk else {
             throw PrivateClusterError(
-                "\(parent) is closed to the user that runs PostgreSQL: choose a folder elsewhere, for instance under /var/lib or /tmp")
+                "\(parent) is closed to the user that runs PostgreSQL: choose a folder under /var/lib or /tmp, for instance")
         }
     }
 }

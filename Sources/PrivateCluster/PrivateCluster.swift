@@ -4,7 +4,7 @@ internal import Synchronization
 /// A PostgreSQL server of one's own: a data folder, a unix socket and nothing else. `pandora dev` and the tests stand on it.
 ///
 /// The folder belongs to the user that runs the server (mode 0700) and everybody who reaches the socket is trusted, so only
-/// that user and root get in. There is no TCP port; any number of clusters run side by side. A small shell watches the process
+/// that user and root get in. There is no TCP port unless the options ask for one; any number of clusters run side by side. A small shell watches the process
 /// that started the cluster and stops the server when that process ends, however it ends.
 ///
 /// Thread-safe; every call blocks, so keep it off event loops.
@@ -144,7 +144,7 @@ public final class PrivateCluster: Sendable {
 
     private func launch() throws -> Server {
         var settings = options.settings
-        settings["listen_addresses"] = ""
+        settings["listen_addresses"] = settings["listen_addresses"] ?? ""
         settings["unix_socket_directories"] = socketDirectory
         settings["port"] = "5432"
         if !options.isDurable {

@@ -35,7 +35,8 @@ struct Server: ~Copyable {
         defer { close(ends[0]) }
         do {
             shell = try spawn(
-                ["/bin/sh", "-c", Server.script, "pandora-postgres"] + removing + ["--"] + command, input: ends[0], logFile: logFile)
+                ["/bin/sh", "-c", Server.script, "pandora-postgres"] + removing + ["--"] + command, input: ends[0],
+                logFile: logFile)
         } catch {
             close(ends[1])
             throw error

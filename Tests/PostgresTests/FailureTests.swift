@@ -197,10 +197,17 @@ import TestKit
                 #expect(row.string(0) == writable.socketDirectory)
                 await client.shutdown()
                 configuration.hosts.removeLast()
-                let error = try await postgresError {
-                    _ = try await PostgresClient.connect(configuration, on: reactor, within: .milliseconds(300))
+                let seeker = PostgresClient(configuration, role: .pipeline, on: reactor)
+                try await seeker.onLoop { $0.start() }
+                let reason = Locked<PostgresError?>(nil)
+                try await eventually("a round failed") {
+                    let state = try await seeker.onLoop { $0.state }
+                    if case .lost(let error) = state { reason.withLock { $0 = error } }
+                    return reason.withLock { $0 != nil }
                 }
+                let error = try #require(reason.withLock { $0 })
                 #expect(error.kind == .unavailable && error.message.contains("read-only"))
+                await seeker.shutdown()
                 configuration.needsWritable = false
                 let reader = try await PostgresClient.connect(configuration, on: reactor)
                 await reader.shutdown()
@@ -262,5 +269,19 @@ import TestKit
             let client = try await PostgresClient.connect(try .init(url: database.url), role: .pipeline, on: reactor)
             _ = try await client.query(Self.one)
         }
+    }
+}
+
+/// What a task is told when its reactor ends before the answer comes.
+@Suite struct EndedReactorTests {
+    @Test func nobodyWaitsForEver() async throws {
+        let database = try await TestDatabase.create()
+        let reactor = try Reactor.start(name: "postgres-test")
+        let client = try await PostgresClient.connect(try .init(url: database.url), role: .pipeline, on: reactor)
+        reactor.stop()
+        try await offTheCooperativePool { reactor.join() }
+        let error = try await postgresError { try await client.query(Statement(name: "one", sql: "SELECT 1")) }
+        #expect(error.kind == .unavailable)
+        await client.shutdown()
     }
 }
