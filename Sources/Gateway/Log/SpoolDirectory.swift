@@ -9,7 +9,7 @@ internal import Glibc
 ///     <root>/<spool id>/rejected            frames that the database or the reader could not take
 ///
 /// Offsets count the bytes of the spool from its beginning and never start again.
-struct SpoolDirectory {
+struct SpoolDirectory: Sendable {
     let path: String
     let id: UUIDBits
     let node: String

@@ -13,7 +13,7 @@ public struct FileError: Error, CustomStringConvertible {
 }
 
 /// An open file; closed with its last reference.
-final class FileDescriptor {
+final class FileDescriptor: Sendable {
     let number: CInt
     let path: String
 

@@ -32,6 +32,12 @@ public struct SpoolSettings: Sendable {
     }
 }
 
+/// A worker's spool, for the shipper.
+public struct SpoolHandle: Sendable {
+    let directory: SpoolDirectory
+    let progress: SpoolProgress
+}
+
 /// A worker's write-ahead log of hops. Confined to its reactor.
 ///
 /// What a turn appends goes out in one write in the turn's persist phase, before the flush phase lets the answers go; so no
@@ -40,6 +46,8 @@ public struct SpoolSettings: Sendable {
 public final class SpoolWriter: TurnHook {
     public let progress: SpoolProgress
     public var id: UUIDBits { progress.id }
+    /// What `Shipper.attach` takes.
+    public var handle: SpoolHandle { SpoolHandle(directory: directory, progress: progress) }
 
     private let settings: SpoolSettings
     private let directory: SpoolDirectory

@@ -108,8 +108,17 @@ public struct KeyCache {
         return .askStore(ask(digest, now: now, overtaken: 0))
     }
 
-    /// Whether a failed question would find something to fall back on: it may then be cut short.
+    /// Whether the question could be done without for now.
     public func hasFallback(_ ticket: KeyTicket) -> Bool { entries.peek(ticket.digest) != nil }
+
+    /// The store is slow to answer a question, which stays open: what can serve meanwhile. Nil: nothing.
+    public mutating func fallback(_ ticket: KeyTicket, now: Int64) -> KeyEntry? {
+        guard questions[ticket.digest]?.ticket == ticket, let slot = valid(ticket.digest, now: now), let entry = slot.entry,
+            isUsable(slot, now: now)
+        else { return nil }
+        pausedUntil = now + limits.pauseAfterFailure
+        return entry
+    }
 
     /// The store answered; nil: there is no such key.
     public mutating func filled(_ ticket: KeyTicket, _ entry: KeyEntry?, now: Int64) -> Filled {

@@ -1,0 +1,87 @@
+internal import GatewayCore
+internal import GatewayStore
+internal import Glibc
+internal import NIOCore
+
+/// What the shipper knows of one spool.
+final class ShippedSpool {
+    enum State: Equatable {
+        /// The database was not asked yet, or does not know the spool any more.
+        case closed
+        case open(epoch: Int64)
+        /// An earlier process's spool, all of it shipped; its leases are to be returned.
+        case returning(epoch: Int64)
+        /// Nothing is left to do, or to be done by us.
+        case finished
+    }
+
+    let id: UUIDBits
+    let path: String
+    let node: String
+    let reader: SpoolReader
+    let cutter: ShipmentCutter
+    /// Of a worker of this process; nil for what an earlier one left.
+    let progress: SpoolProgress?
+    /// The lock of an adopted spool.
+    private let directory: SpoolDirectory
+    private let recoveredEnd: Int64
+
+    var state = State.closed
+    var mark: Int64 = 0
+    /// The batch at the mark was refused so often.
+    var refusals = 0
+    /// Frames of the next batch at most, while the one that is refused is being found.
+    var framesMax: Int?
+    var retryAt: NIODeadline?
+    /// When its few frames have waited long enough for more.
+    var dueAt: NIODeadline?
+    /// When segments were first seen shipped, by their beginning.
+    private var shippedAt: [Int64: NIODeadline] = [:]
+
+    /// A worker's spool.
+    init(_ writer: SpoolDirectory, _ progress: SpoolProgress) throws(FileError) {
+        (id, path, node) = (writer.id, writer.path, writer.node)
+        (directory, self.progress, recoveredEnd) = (writer, progress, 0)
+        reader = try SpoolReader(writer)
+        cutter = ShipmentCutter(spool: id, node: node)
+    }
+
+    /// A spool that an earlier process left; its torn tail is cut off.
+    init(adopting directory: SpoolDirectory) throws(FileError) {
+        (id, path, node) = (directory.id, directory.path, directory.node)
+        (self.directory, progress) = (directory, nil)
+        reader = try SpoolReader(directory)
+        recoveredEnd = try reader.recover()
+        directory.removeSpaceAhead()
+        cutter = ShipmentCutter(spool: id, node: node)
+    }
+
+    var end: Int64 { progress?.writtenTo ?? recoveredEnd }
+
+    /// Keeps frames that nobody takes for people to look at.
+    func reject(_ bytes: some Collection<UInt8>) {
+        guard let file = try? FileDescriptor(directory.rejectedPath, flags: O_RDWR | O_CREAT) else { return }
+        let end = file.size
+        Array(bytes).withUnsafeBytes { try? file.write($0, at: end) }
+    }
+
+    /// Removes what was shipped long enough ago, and sooner what exceeds the bound.
+    func removeShipped(now: NIODeadline, keep: TimeAmount, bound: Int64) {
+        reader.refresh()
+        let segments = reader.segments
+        for (start, next) in zip(segments, segments.dropFirst()) where next <= mark && shippedAt[start] == nil {
+            shippedAt[start] = now
+        }
+        reader.removeSegments(before: mark) { start in
+            let isOld = shippedAt[start].map { now - $0 >= keep } ?? false
+            let isTooMuch = end - start > bound
+            if isOld || isTooMuch { shippedAt[start] = nil }
+            return isOld || isTooMuch
+        }
+    }
+
+    /// Removes the whole spool of an earlier process; rejected frames keep it for people to look at.
+    func removeAll() {
+        if access(directory.rejectedPath, F_OK) != 0 { Directory.removeAll(path) }
+    }
+}
