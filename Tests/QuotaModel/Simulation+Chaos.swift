@@ -46,6 +46,7 @@ extension Simulation {
         for (spool, known) in epochs where store.spools[spool]?.epoch != known.epoch {
             store.restoreEpoch(of: spool, known.epoch)
         }
+        lastConnectionLost = nextConnection
         for node in nodes.indices { cut(node) }
         storeDownUntil = now + random.delay(500_000)
         noteLimits()

@@ -13,7 +13,7 @@ extension Simulation {
     /// The store hears a request.  One of a connection that broke meanwhile may still be carried out, now or late.
     func execute(_ node: Int, _ life: Int, _ epoch: Int64, _ connection: Int, _ request: StoreRequest) {
         let isCurrent = nodes[node].connection == connection && nodes[node].life == life
-        guard isCurrent || random.chance(2), storeDownUntil <= now else { return }
+        guard isCurrent || random.chance(2), storeDownUntil <= now, connection > lastConnectionLost else { return }
         var reply = carryOut(node, epoch, request)
         // Said twice; the second answer is the one that gets through.
         if random.chance(40) { reply = carryOut(node, epoch, request) }

@@ -41,6 +41,8 @@ public final class Simulation {
     var sequence: UInt64 = 0
     var nextRequest = 0
     var nextConnection = 0
+    /// Connections up to this one were to a store that is gone: it carries out nothing any more.
+    var lastConnectionLost = 0
     var isQuiet = false
     var storeDownUntil: Int64 = 0
 

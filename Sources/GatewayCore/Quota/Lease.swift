@@ -66,8 +66,8 @@ struct LeaseShelf {
     var lease: Lease?
     /// Leases of other periods with requests in flight or returns on the way; almost always empty.
     var past: [Lease] = []
-    /// Periods up to this one were retired and dropped.
-    var droppedThrough: Int64 = 0
+    /// The last lease that was done with; a failover may bring it back by losing its returns.
+    var dropped: Lease?
     /// The lease may be used before this moment …
     var useUntil: Int64 = .min
     /// … and before this one, the end of its period.

@@ -125,9 +125,17 @@ extension LeaseBook {
                 keepWarm(slot, now)
                 return
             }
-            // A grant whose answer was lost.  It goes back: a question will follow if its units are wanted.
-            guard record.open > 0, record.period > shelves[slot].droppedThrough else { return }
-            adopt(record, slot, now)
+            guard record.open > 0 else { return }
+            let dropped = shelves[slot].dropped
+            if var lease = dropped, lease.period == record.period {
+                // Done with, but a failover may have lost that: what was returned is said again.
+                _ = lease.learn(record.totals)
+                shelves[slot].past.append(lease)
+                keepWarm(slot, now)
+            } else if record.period > dropped?.period ?? 0 {
+                // A grant whose answer was lost.  It goes back: a question will follow if its units are wanted.
+                adopt(record, slot, now)
+            }
         } else if inherits, record.open > 0, let slot = makeShelf(record.row) {
             adopt(record, slot, now)
         }

@@ -77,7 +77,7 @@ extension LeaseBook {
             _ = shelves[slot].past[index].returnIdle()
             let lease = shelves[slot].past[index]
             if lease.inUse == 0, !lease.owesReturn {
-                shelves[slot].droppedThrough = max(shelves[slot].droppedThrough, lease.period)
+                if lease.period >= shelves[slot].dropped?.period ?? 0 { shelves[slot].dropped = lease }
                 shelves[slot].past.remove(at: index)
             } else {
                 index += 1

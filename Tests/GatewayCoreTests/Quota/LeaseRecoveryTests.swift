@@ -165,6 +165,27 @@ import Testing
         #expect(booked == 10 && promoted.quotas[row]!.used == 10 && promoted.defect() == nil)
     }
 
+    @Test func aFailoverThatLostTheReturnOfAnEndedPeriodIsMended() throws {
+        var store = store(100, period: 60_000_000)
+        var (desk, hold) = try desk(&store, holding: 10)
+        desk.settle(hold, charge: 10)
+        desk.ship([charged(hold)], to: &store)
+        var standby = store
+        desk.wait(1_300_000)
+        desk.talk(to: &store)
+        desk.now = 60_000_000
+        desk.admit(want())
+        desk.talk(to: &store)
+        desk.wait(1_300_000)
+        desk.talk(to: &store)
+        desk.loseConnection()
+        desk.connect()
+        desk.talk(to: &standby)
+        desk.wait(1_000)
+        desk.talk(to: &standby)
+        #expect(standby.leases.values.allSatisfy { $0.open == 0 } && standby.defect() == nil)
+    }
+
     @Test func aHoldThatStraddlesAResetNeitherMintsNorEats() throws {
         var store = store(10, period: 60_000_000)
         var (desk, hold) = try desk(&store, holding: 6)
