@@ -33,18 +33,22 @@ public final class PrivateCluster: Sendable {
     public let options: Options
 
     let binaries: PostgresBinaries
-    private let server = Mutex<Server?>(nil)
+    private let server = Mutex<Watchdog?>(nil)
 
-    private init(directory: String, socketDirectory: String, options: Options, binaries: PostgresBinaries) {
+    private let remover: Mutex<Watchdog?>
+
+    private init(directory: String, socketDirectory: String, options: Options, binaries: PostgresBinaries) throws {
         self.directory = directory
         self.socketDirectory = socketDirectory
         self.options = options
         self.binaries = binaries
+        remover = Mutex(
+            options.isTemporary ? try Watchdog(script: Watchdog.remover, arguments: [directory, socketDirectory], logFile: "/dev/null") : nil)
     }
 
     deinit {
         try? stop()
-        if options.isTemporary { _ = try? run(["/bin/rm", "-rf", directory, socketDirectory]) }
+        remover.withLock { $0.take()?.end() }
     }
 
     public var dataDirectory: String { directory + "/data" }
@@ -61,7 +65,7 @@ public final class PrivateCluster: Sendable {
         let owner = try Account.ofServer()
         try makeDirectory(directory, for: owner)
         let socketDirectory = try socketDirectory(in: directory, for: owner)
-        let cluster = PrivateCluster(
+        let cluster = try PrivateCluster(
             directory: directory, socketDirectory: socketDirectory, options: options, binaries: binaries)
         if !isFile(cluster.dataDirectory + "/PG_VERSION") { try cluster.initialize(owner) }
         return cluster
@@ -104,7 +108,7 @@ public final class PrivateCluster: Sendable {
     /// Ends the server in good order: sessions are cut off, everything is on disk. Harmless when it does not run.
     public func stop() throws {
         server.withLock { server in
-            if let running = server.take() { running.end() }
+            server.take()?.end()
         }
     }
 
@@ -120,7 +124,7 @@ public final class PrivateCluster: Sendable {
         try start()
     }
 
-    private func launchUntilReady() throws -> Server {
+    private func launchUntilReady() throws -> Watchdog {
         let clock = ContinuousClock()
         let limit = clock.now + options.patience
         while true {
@@ -142,7 +146,7 @@ public final class PrivateCluster: Sendable {
         }
     }
 
-    private func launch() throws -> Server {
+    private func launch() throws -> Watchdog {
         var settings = options.settings
         settings["listen_addresses"] = settings["listen_addresses"] ?? ""
         settings["unix_socket_directories"] = socketDirectory
@@ -153,8 +157,7 @@ public final class PrivateCluster: Sendable {
         var command = try Account.ofServer().command + [binaries.path("postgres"), "-D", dataDirectory]
         for (name, value) in settings.sorted(by: { $0.key < $1.key }) { command += ["-c", "\(name)=\(value)"] }
         try truncateLog()
-        return try Server(
-            command: command, logFile: logFile, removing: options.isTemporary ? [directory, socketDirectory] : [])
+        return try Watchdog(script: Watchdog.server, arguments: command, logFile: logFile)
     }
 
     private func truncateLog() throws {

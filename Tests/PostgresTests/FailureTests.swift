@@ -38,12 +38,12 @@ import TestKit
                 try await eventually("the statement is under way") { try await client.onLoop { $0.waiting } == 1 }
                 try await offTheCooperativePool { try cluster.kill() }
                 let error = try await pending
-                #expect(error.kind == .connectionLost && error.isConnectionLoss && error.mayHaveTakenEffect)
+                #expect(error.kind == .connectionLost && error.isConnectionLoss && error.mayHaveTakenEffect, "\(error)")
                 #expect(error.statement == "sleep" && !"\(error)".contains("pg_sleep"))
                 // Refused at once while the server is away.
                 let refused: Result<Rows, PostgresError> = await client.calling { client, done in client.execute(Self.one) { done($0) } }
                 guard case .failure(let reason) = refused else { Issue.record("no server, yet an answer"); return }
-                #expect(reason.kind == .unavailable && !reason.mayHaveTakenEffect)
+                #expect(reason.kind == .unavailable && !reason.mayHaveTakenEffect, "\(reason)")
                 try await offTheCooperativePool { try cluster.start() }
                 try await client.ready(within: .seconds(20))
                 // The statement that the old connection knew is prepared anew.

@@ -1,42 +1,21 @@
 internal import Glibc
 
-/// The server's process and the shell that watches over it.
-///
-/// A part of the shell reads a socket whose other end only this process holds (close-on-exec). We write `stop`, or it closes when
-/// we die, by whatever signal; the shell then stops the server and, in the second case, removes what is temporary. A death
-/// signal (PR_SET_PDEATHSIG) would not do: it follows the thread that forked, not the process.
-struct Server: ~Copyable {
+/// A shell that does something when we say so or when we die, by whatever signal: it reads a socket whose other end only this
+/// process holds (close-on-exec). A death signal (PR_SET_PDEATHSIG) would not do: it follows the thread that forked, not the
+/// process.
+struct Watchdog: ~Copyable {
     private let shell: pid_t
     private let socket: CInt
     private var isReaped = false
 
-    /// Everything after `--` is the command; the arguments before it are folders to remove.
-    private static let script = """
-        remove=
-        while [ "$1" != -- ]; do remove="$remove $1"; shift; done
-        shift
-        exec 3<&0
-        "$@" </dev/null 3<&- &
-        child=$!
-        {
-            read -r word <&3
-            kill -INT $child 2>/dev/null
-            while kill -0 $child 2>/dev/null; do sleep 0.02; done
-            [ "$word" = stop ] || [ -z "$remove" ] || rm -rf $remove
-        } &
-        exec 3<&-
-        wait $child
-        """
-
-    init(command: [String], logFile: String, removing: [String]) throws {
+    /// The script finds the socket as its standard input.
+    init(script: String, arguments: [String], logFile: String) throws {
         var ends: [CInt] = [0, 0]
         let kind = CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue)
         guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else { throw PrivateClusterError("socketpair: \(lastError())") }
         defer { close(ends[0]) }
         do {
-            shell = try spawn(
-                ["/bin/sh", "-c", Server.script, "pandora-postgres"] + removing + ["--"] + command, input: ends[0],
-                logFile: logFile)
+            shell = try spawn(["/bin/sh", "-c", script, "pandora-postgres"] + arguments, input: ends[0], logFile: logFile)
         } catch {
             close(ends[1])
             throw error
@@ -46,19 +25,36 @@ struct Server: ~Copyable {
 
     deinit { close(socket) }
 
-    /// Whether the server is gone: its shell waits for nothing else.
     mutating func hasEnded() -> Bool {
         if !isReaped { isReaped = waitpid(shell, nil, WNOHANG) == shell }
         return isReaped
     }
 
-    /// Stops the server and waits for its end.
+    /// Says so, and waits for the end of the shell.
     consuming func end() {
-        let word: StaticString = "stop\n"
-        // The reader is gone only if somebody killed it, and then there is nobody to tell.
-        _ = send(socket, word.utf8Start, word.utf8CodeUnitCount, CInt(MSG_NOSIGNAL))
+        shutdown(socket, CInt(SHUT_WR))
         while !isReaped, waitpid(shell, nil, 0) < 0, errno == EINTR {}
     }
+
+    /// Runs the command that the arguments are and stops it; ends when the command does.
+    static let server = """
+        exec 3<&0
+        "$@" </dev/null 3<&- &
+        child=$!
+        {
+            read -r _ <&3
+            kill -INT $child 2>/dev/null
+        } &
+        exec 3<&-
+        wait $child
+        """
+
+    /// Removes the folders that the arguments are, once no server runs in the first.
+    static let remover = """
+        read -r _
+        while process=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -0 "$process" 2>/dev/null; do sleep 0.02; done
+        rm -rf "$@"
+        """
 }
 
 /// Runs a command to its end. Its output and errors come back together.
