@@ -1,0 +1,33 @@
+/// A process of several hops that is paid once.
+public struct Flow: Sendable, Equatable {
+    /// What an unsuccessful finishing hop does.
+    public enum Failure: String, Sendable, CaseIterable {
+        /// The flow stays open: the client may try again.
+        case keep
+        case rollback
+    }
+
+    public var name: String
+    /// Names of routes.
+    public var start: String
+    public var steps: [String]
+    public var finish: String
+    public var units: Int64
+    /// Without a hop for so long, the flow is given back.
+    public var timeToLive: Duration
+    /// However many hops there are, not longer than this.
+    public var timeMax: Duration
+    public var hops: Int
+    /// Whether steps must come in the order of the file.
+    public var ordered: Bool
+    /// Open flows per key and service.
+    public var open: Int
+    public var onFailure: Failure
+}
+
+/// What a route is to a flow.
+public enum FlowRole: Sendable, Equatable {
+    case start(flow: String)
+    case step(flow: String, index: Int)
+    case finish(flow: String)
+}
