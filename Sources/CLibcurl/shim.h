@@ -48,7 +48,6 @@ PCURL_EASY(set_quick_exit, CURLOPT_QUICK_EXIT, long)
 PCURL_EASY(set_tcp_no_delay, CURLOPT_TCP_NODELAY, long)
 PCURL_EASY(set_follow_location, CURLOPT_FOLLOWLOCATION, long)
 PCURL_EASY(set_http_content_decoding, CURLOPT_HTTP_CONTENT_DECODING, long)
-PCURL_EASY(set_suppress_connect_headers, CURLOPT_SUPPRESS_CONNECT_HEADERS, long)
 PCURL_EASY(set_buffer_size, CURLOPT_BUFFERSIZE, long)
 PCURL_EASY(set_upload_buffer_size, CURLOPT_UPLOAD_BUFFERSIZE, long)
 PCURL_EASY(set_connect_timeout_ms, CURLOPT_CONNECTTIMEOUT_MS, long)
@@ -82,12 +81,6 @@ PCURL_MULTI(set_pipelining, CURLMOPT_PIPELINING, long)
 
 PCURL_INLINE CURLcode pcurl_get_private(CURL *_Nonnull easy, void *_Nullable *_Nonnull value) {
     return curl_easy_getinfo(easy, CURLINFO_PRIVATE, value);
-}
-PCURL_INLINE CURLcode pcurl_get_microseconds(CURL *_Nonnull easy, CURLINFO which, curl_off_t *_Nonnull value) {
-    switch (which) { // the constant lets curl check the type
-    case CURLINFO_CONNECT_TIME_T: return curl_easy_getinfo(easy, CURLINFO_CONNECT_TIME_T, value);
-    default: return CURLE_BAD_FUNCTION_ARGUMENT;
-    }
 }
 
 #endif

@@ -25,35 +25,55 @@ public final class CurlClient: TurnHook {
         reactor.addTurnHook(.collect, self)
     }
 
-    /// curl_global_init(3), once per process and before any thread could race it.
-    private static let library: CURLcode = curl_global_init(Int(CURL_GLOBAL_DEFAULT))
+    /// Once per process: curl_global_init(3), and no SIGPIPE, which OpenSSL's writes raise when a peer is gone and which
+    /// CURLOPT_NOSIGNAL(3) leaves to the application.
+    private static let library: CURLcode = {
+        signal(SIGPIPE, SIG_IGN)
+        return curl_global_init(Int(CURL_GLOBAL_DEFAULT))
+    }()
 
     public var activeTransfers: Int { transfers.count }
 
-    /// Starts a transfer. Whatever happens, the delegate hears of it at the end of a turn, never before this returns.
+    // MARK: Starts
+
+    /// Starts a transfer. Whatever happens, the delegate hears of it at the end of a turn, never before this returns. The
+    /// client keeps the transfer until it has ended, but its delegate only weakly: one that is gone cancels it.
+    ///
+    /// Throws when nothing was begun: `overloaded`, `shutdown`, or `other` when the process is out of memory.
     public func start(_ request: TransferRequest, delegate: any TransferDelegate) throws(TransferError) -> Transfer {
         guard !isShutDown else { throw localError(.shutdown, "the client is shut down") }
         guard transfers.count < configuration.maxTransfers else {
             throw localError(.overloaded, "\(configuration.maxTransfers) transfers are running")
         }
-        let handle: EasyHandle
-        let multi: Multi
-        do {
-            handle = try pool.popLast() ?? EasyHandle(self)
-            multi = try roomyMulti()
-        } catch { throw localError(.other, "\(error)") }
-        let transfer = Transfer(self, handle, multi, request, delegate)
-        handle.prepare(transfer)
+        let transfer = Transfer(self, request, delegate)
+        let destination = request.destination
+        if destination.active < configuration.transfersPerDestination {
+            do { try launch(transfer) } catch { throw localError(.other, "\(error)") }
+        } else {
+            guard destination.waiting.count < configuration.waitingPerDestination else {
+                throw localError(.overloaded, "\(destination.waiting.count) transfers wait for \(destination.address):\(destination.port)")
+            }
+            destination.waiting.append(transfer)
+        }
         transfers[ObjectIdentifier(transfer)] = transfer
-        multi.active += 1
-        _ = curl_multi_add_handle(multi.raw, handle.raw)
         if nextTick == nil { nextTick = reactor.turnNow + configuration.deadlineTick }
         reactor.requestTurn()
         return transfer
     }
 
     private func localError(_ kind: TransferError.Kind, _ detail: String) -> TransferError {
-        TransferError(kind: kind, source: .local, isRetrySafe: true, detail: detail, attempts: 0)
+        TransferError(kind: kind, isRetrySafe: true, detail: detail, attempts: 0)
+    }
+
+    /// Gives the transfer to libcurl.
+    private func launch(_ transfer: Transfer) throws {
+        let handle = try pool.popLast() ?? EasyHandle(self)
+        let multi = try roomyMulti()
+        handle.prepare(transfer)
+        guard curl_multi_add_handle(multi.raw, handle.raw) == CURLM_OK else { throw CurlClient.outOfMemory }
+        multi.active += 1
+        transfer.destination.active += 1
+        transfer.launched(handle, multi)
     }
 
     /// The first multi handle with room: the busy ones stay dense, so that idle connections are found again.
@@ -64,11 +84,16 @@ public final class CurlClient: TurnHook {
         return made
     }
 
+    private func launchNext(_ destination: Destination) {
+        guard !isShutDown, let next = destination.waiting.popFirst() else { return }
+        do { try launch(next) } catch { next.abort(.other, "\(error)") }
+    }
+
     /// Cancels every transfer and closes every connection.
     public func shutdown() {
         guard !isShutDown else { return }
         isShutDown = true
-        for transfer in transfers.values { drop(transfer) }
+        for transfer in Array(transfers.values) { transfer.cancel() }
         reactor.removeTurnHook(self)
         pool.removeAll()
         for multi in multis { multi.shutdown() }
@@ -100,11 +125,9 @@ public final class CurlClient: TurnHook {
 
     private func checkDeadlines() {
         guard let tick = nextTick, tick <= reactor.turnNow else { return }
-        for transfer in transfers.values {
-            guard transfer.ended == nil, let kind = transfer.overdue(reactor.turnNow) else { continue }
-            transfer.failure = kind
-            detach(transfer)
-            transfer.finished(CURLE_OPERATION_TIMEDOUT)
+        for transfer in Array(transfers.values) {
+            guard let kind = transfer.overdue(reactor.turnNow) else { continue }
+            transfer.abort(kind, kind == .overloaded ? "no room at the destination" : nil)
         }
         nextTick = transfers.isEmpty ? nil : reactor.turnNow + configuration.deadlineTick
     }
@@ -115,27 +138,36 @@ public final class CurlClient: TurnHook {
         var context: UnsafeMutableRawPointer?
         _ = pcurl_get_private(easy, &context)
         guard let context else { return }
-        let transfer = Unmanaged<Transfer>.fromOpaque(context).takeUnretainedValue()
+        abort(Unmanaged<Transfer>.fromOpaque(context).takeUnretainedValue(), code)
+    }
+
+    /// Ends what libcurl does for the transfer; its end is delivered at the end of the turn.
+    func abort(_ transfer: Transfer, _ code: CURLcode) {
         detach(transfer)
         transfer.finished(code)
     }
 
-    /// Takes the handle out of libcurl; after this no callback of the transfer comes.
+    /// Takes the transfer out of libcurl, after which no callback of it comes, or out of the queue.
     private func detach(_ transfer: Transfer) {
-        _ = curl_multi_remove_handle(transfer.multi.raw, transfer.handle.raw)
-        transfer.multi.active -= 1
+        let destination = transfer.destination
+        guard let multi = transfer.multi, let handle = transfer.handle else {
+            destination.waiting.removeAll { $0 === transfer }
+            return
+        }
+        _ = curl_multi_remove_handle(multi.raw, handle.raw)
+        transfer.multi = nil
+        multi.active -= 1
+        destination.active -= 1
+        launchNext(destination)
     }
 
-    /// The owner gave up.
-    func drop(_ transfer: Transfer) {
-        if transfer.ended == nil { detach(transfer) }
-        transfer.isOver = true
-        release(transfer)
-    }
-
+    /// The transfer is over for its owner too.
     func release(_ transfer: Transfer) {
+        if transfer.ended == nil { detach(transfer) }
         transfers.removeValue(forKey: ObjectIdentifier(transfer))
-        if pool.count < configuration.pooledHandles, !isShutDown { pool.append(transfer.handle) }
+        guard let handle = transfer.handle else { return }
+        transfer.handle = nil
+        if pool.count < configuration.pooledHandles, !isShutDown { pool.append(handle) }
     }
 
     // MARK: Sockets

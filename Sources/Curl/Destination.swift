@@ -1,5 +1,6 @@
 internal import CLibcurl
 internal import Glibc
+internal import NIOCore
 
 /// One target of an upstream: where connections go and what name is spoken there. Made once, used by many transfers of one
 /// reactor: it holds libcurl's parsed URL and its address, so that nothing is parsed per request and no name is ever resolved
@@ -15,6 +16,9 @@ public final class Destination {
 
     let url: OpaquePointer
     let connectTo: UnsafeMutablePointer<curl_slist>
+    /// Transfers to it that run, and those that wait until one of them has ended.
+    var active = 0
+    var waiting = CircularBuffer<Transfer>()
 
     /// nil when the host or the address is not one that libcurl takes.
     ///
@@ -26,8 +30,9 @@ public final class Destination {
         guard inet_pton(AF_INET, address, &storage) == 1 || inet_pton(AF_INET6, address, &storage) == 1, let handle = curl_url() else {
             return nil
         }
-        let text = "\(scheme.rawValue)://\(bracketed(host)):\(port)/"
-        guard curl_url_set(handle, CURLUPART_URL, text, 0) == CURLUE_OK,
+        // By parts: a host with more than a host in it is refused.
+        let parts = [(CURLUPART_SCHEME, scheme.rawValue), (CURLUPART_HOST, bracketed(host)), (CURLUPART_PORT, "\(port)"), (CURLUPART_PATH, "/")]
+        guard parts.allSatisfy({ curl_url_set(handle, $0.0, $0.1, 0) == CURLUE_OK }),
             let list = curl_slist_append(nil, "::\(bracketed(address)):\(port)")
         else {
             curl_url_cleanup(handle)

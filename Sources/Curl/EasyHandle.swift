@@ -76,7 +76,7 @@ final class EasyHandle {
         }
     }
 
-    /// Points the handle at a transfer. The transfer must outlive libcurl's use of the handle.
+    /// Points the handle at a transfer, which must outlive libcurl's use of the handle.
     func prepare(_ transfer: Transfer) {
         let request = transfer.request
         errorText.pointee = 0
@@ -89,13 +89,13 @@ final class EasyHandle {
         _ = pcurl_set_url_handle(raw, request.destination.url)
         _ = pcurl_set_connect_to(raw, request.destination.connectTo)
         withUnsafeTemporaryAllocation(of: CChar.self, capacity: request.target.count + 1) { target in
-            for (index, byte) in request.target.enumerated() { target[index] = CChar(bitPattern: byte) }
+            UnsafeMutableRawBufferPointer(target).copyBytes(from: request.target)
             target[request.target.count] = 0
             _ = pcurl_set_request_target(raw, target.baseAddress)
         }
         setMethod(request)
         _ = pcurl_set_connect_timeout_ms(raw, Int(request.timeouts.connect.nanoseconds / 1_000_000))
-        _ = pcurl_set_headers(raw, headers.fill(completed(request)))
+        _ = pcurl_set_headers(raw, headers.fill(request.headers, hasBody: request.body != .none))
     }
 
     private func setMethod(_ request: TransferRequest) {
@@ -117,14 +117,6 @@ final class EasyHandle {
         if isHead { _ = pcurl_set_no_body(raw, 1) }
         wasHead = isHead
         _ = pcurl_set_custom_request(raw, request.method)
-    }
-
-    /// The request's own fields, and none of libcurl's: no Accept, User-Agent or Expect that nobody sent.
-    private func completed(_ request: TransferRequest) -> TransferHeaders {
-        var fields = request.headers
-        if !fields.contains("accept") { fields.suppress("Accept") }
-        if request.body != .none { fields.suppress("Expect") }
-        return fields
     }
 }
 

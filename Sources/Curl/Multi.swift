@@ -55,7 +55,15 @@ final class Multi {
         case CURL_POLL_INOUT: socket.wanted = [.read, .write]
         default: socket.wanted = []
         }
-        guard !socket.wanted.isEmpty else { return }
+        guard !socket.wanted.isEmpty else {
+            // Only a kept connection is worth keeping registered, and it waits to be read. One that was still connecting may
+            // be closed by libcurl next without a word.
+            if let watch = socket.watch, watch.interest.contains(.write) {
+                watch.cancel()
+                socket.watch = nil
+            }
+            return
+        }
         do {
             if let watch = socket.watch {
                 // More than is wanted may stay registered for reading only: a socket is nearly always writable.

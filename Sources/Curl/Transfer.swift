@@ -4,159 +4,163 @@ internal import Reactor
 
 /// One request on its way and its answer. Confined to its reactor; ends by `transferEnded` or by `cancel()`.
 public final class Transfer {
-    enum Event {
-        case informational(TransferHead), head(TransferHead), body, trailers(TransferHead), needsBody
+    /// What the delegate is to hear of, in the order of happening.
+    private enum Event {
+        case informational(TransferHead), head(TransferHead), body, needsBody
     }
 
-    private unowned let client: CurlClient
-    let handle: EasyHandle
-    let multi: Multi
     let request: TransferRequest
-    weak var delegate: (any TransferDelegate)?
-    let startedAt: NIODeadline
+    private let client: CurlClient
+    private weak var delegate: (any TransferDelegate)?
+
+    /// Both from the launch to the end; nil while the transfer waits for its destination.
+    var handle: EasyHandle?
+    var multi: Multi?
 
     // What the callbacks note.
-    var events: [Event] = []
-    private var received: ByteBuffer
-    private var outgoing = CircularBuffer<ByteBuffer>()
-    private var outgoingBytes = 0
-    private var sendingFinished = false
-    private var receivingPaused = false
-    private var curlPausedReceiving = false
-    private var curlPausedSending = false
-    private var needsBodyAsked = false
-    private var head = TransferHead()
-    private var headBytes = 0
-    private var headSeen = false
-    private var trailers: TransferHead?
-    var lastProgress: NIODeadline
-    private var requestSentAt: NIODeadline?
-    private(set) var bytesReceived: Int64 = 0
-    private(set) var bytesSent: Int64 = 0
-    public private(set) var attempts = 0
-    var queued = false
-    var ended: CURLcode?
-    var failure: TransferError.Kind?
-    var isOver = false
+    private var events: [Event] = []
+    private var isQueued = false
+    private var heads: HeadParser
+    private var received = ByteBuffer()
+    private var outgoing: OutgoingBody
+    private var owesRoom = false
+    private var isReceivingPaused = false
+    private var hasLibcurlPausedReceiving = false
+    private var hasLibcurlPausedSending = false
 
-    init(_ client: CurlClient, _ handle: EasyHandle, _ multi: Multi, _ request: TransferRequest, _ delegate: any TransferDelegate) {
-        (self.client, self.handle, self.multi, self.request, self.delegate) = (client, handle, multi, request, delegate)
+    private let startedAt: NIODeadline
+    private var launchedAt: NIODeadline
+    private var lastProgress: NIODeadline
+    private var requestSentAt: NIODeadline?
+    private var headAt: NIODeadline?
+
+    /// How often the request went out so far.
+    public private(set) var attempts = 0
+    public private(set) var bytesReceived: Int64 = 0
+    public var bytesSent: Int64 { outgoing.taken }
+
+    /// libcurl is done with the transfer, or it never got it.
+    private(set) var ended: CURLcode?
+    /// What we know better than libcurl's code.
+    private var failure: (kind: TransferError.Kind, detail: String?)?
+    /// The end does not wait for a paused owner.
+    private var endsAtOnce = false
+    /// Nothing more will happen.
+    private(set) var isOver = false
+
+    init(_ client: CurlClient, _ request: TransferRequest, _ delegate: any TransferDelegate) {
+        (self.client, self.request, self.delegate) = (client, request, delegate)
+        heads = HeadParser(bytesMax: client.configuration.headBytesMax)
+        outgoing = OutgoingBody(request.body)
         startedAt = client.reactor.turnNow
-        lastProgress = startedAt
-        received = ByteBuffer()
-        if request.body == .none || request.body == .length(0) { sendingFinished = true }
+        (launchedAt, lastProgress) = (startedAt, startedAt)
     }
 
     public var destination: Destination { request.destination }
     /// The final head has arrived.
-    public var hasHead: Bool { headSeen }
+    public var hasHead: Bool { heads.isFinished }
+
+    private var now: NIODeadline { client.reactor.turnNow }
+    private var window: Int { client.configuration.windowBytes }
 
     // MARK: What the owner does
 
     /// Queues a piece of the request's body. False: the window is full, wait for `transferNeedsBody` before the next one (this
-    /// one is taken nevertheless).
+    /// one is taken nevertheless). More than an announced length ends the transfer with `bodyMismatch`.
     @discardableResult
     public func send(_ bytes: ByteBuffer) -> Bool {
-        guard !isOver, !sendingFinished else { return true }
-        if bytes.readableBytes > 0 {
-            outgoing.append(bytes)
-            outgoingBytes += bytes.readableBytes
-            continueSending()
+        guard ended == nil, !isOver else { return true }
+        guard outgoing.append(bytes) else {
+            abort(.bodyMismatch, "the request's body is longer than announced")
+            return true
         }
-        let hasRoom = outgoingBytes < client.configuration.windowBytes
-        if !hasRoom { needsBodyAsked = true }
+        continueSending()
+        let hasRoom = outgoing.waiting < window
+        owesRoom = !hasRoom
         return hasRoom
     }
 
+    /// The body is complete. Less than an announced length ends the transfer with `bodyMismatch`.
     public func finishSending() {
-        guard !isOver, !sendingFinished else { return }
-        sendingFinished = true
+        guard ended == nil, !isOver else { return }
+        guard outgoing.finish() else { return abort(.bodyMismatch, "the request's body is shorter than announced") }
         continueSending()
     }
 
-    /// No body reaches the delegate until `resumeReceiving()`; the upstream is held back by TCP.
-    public func pauseReceiving() { receivingPaused = true }
+    /// No body, and no end, reaches the delegate until `resumeReceiving()`; the upstream is held back by TCP.
+    public func pauseReceiving() { isReceivingPaused = true }
 
     public func resumeReceiving() {
-        guard receivingPaused else { return }
-        receivingPaused = false
-        lastProgress = client.reactor.turnNow
-        if received.readableBytes > 0 { note(.body) }
+        guard isReceivingPaused, !isOver else { return }
+        isReceivingPaused = false
+        lastProgress = now
+        if received.readableBytes > 0 { note(.body) } else if ended != nil { enqueue() }
         continueReceiving()
     }
 
     /// Ends the transfer; its connection is closed unless the answer was complete. No call of the delegate follows.
     public func cancel() {
         guard !isOver else { return }
-        client.drop(self)
+        isOver = true
+        outgoing.discard()
+        client.release(self)
     }
 
     private func continueSending() {
-        guard curlPausedSending else { return }
-        curlPausedSending = false
+        guard hasLibcurlPausedSending, outgoing.waiting > 0 || outgoing.isFinished else { return }
+        hasLibcurlPausedSending = false
         unpause()
     }
 
     private func continueReceiving() {
-        guard curlPausedReceiving, received.readableBytes < client.configuration.windowBytes else { return }
-        curlPausedReceiving = false
+        guard hasLibcurlPausedReceiving, !isReceivingPaused, received.readableBytes < window else { return }
+        hasLibcurlPausedReceiving = false
         unpause()
     }
 
     private func unpause() {
-        lastProgress = client.reactor.turnNow
-        let bits = (curlPausedReceiving ? CURLPAUSE_RECV : 0) | (curlPausedSending ? CURLPAUSE_SEND : 0)
-        // May call the callbacks below before it returns; nothing of ours is held here.
-        _ = curl_easy_pause(handle.raw, bits)
+        guard ended == nil, let handle else { return }
+        lastProgress = now
+        let bits = (hasLibcurlPausedReceiving ? CURLPAUSE_RECV : 0) | (hasLibcurlPausedSending ? CURLPAUSE_SEND : 0)
+        // May call the callbacks below before it returns: nothing of ours is held here.
+        let code = curl_easy_pause(handle.raw, bits)
+        if code != CURLE_OK, ended == nil { client.abort(self, code) }
         client.reactor.requestTurn()
     }
 
-    // MARK: What libcurl does (from inside its calls: only notes)
-
-    private func note(_ event: Event) {
-        if case .body = event, case .body? = events.last {} else { events.append(event) }
-        if !queued {
-            queued = true
-            client.ready.append(self)
-        }
+    /// Ends the transfer for a reason of ours; the delegate hears of it at the end of the turn.
+    func abort(_ kind: TransferError.Kind, _ detail: String? = nil) {
+        guard ended == nil, !isOver else { return }
+        failure = (kind, detail)
+        endsAtOnce = true
+        client.abort(self, CURLE_ABORTED_BY_CALLBACK)
     }
 
+    // MARK: What libcurl does. These run inside its calls: they only note.
+
     func libcurlWrites(_ bytes: UnsafeRawBufferPointer) -> Int {
-        guard received.readableBytes < client.configuration.windowBytes, !receivingPaused else {
-            curlPausedReceiving = true
+        guard received.readableBytes < window, !isReceivingPaused else {
+            hasLibcurlPausedReceiving = true
+            // It means "took nothing": the same bytes come again (CURLOPT_WRITEFUNCTION(3)).
             return Int(CURL_WRITEFUNC_PAUSE)
         }
         received.writeBytes(bytes)
         bytesReceived += Int64(bytes.count)
-        lastProgress = client.reactor.turnNow
+        lastProgress = now
         note(.body)
         return bytes.count
     }
 
     func libcurlReads(into buffer: UnsafeMutableRawBufferPointer) -> Int {
-        guard outgoingBytes > 0 else {
-            if sendingFinished {
-                requestSentAt = client.reactor.turnNow
-                return 0
-            }
-            curlPausedSending = true
+        guard outgoing.waiting > 0 || outgoing.isFinished else {
+            hasLibcurlPausedSending = true
             return Int(CURL_READFUNC_PAUSE)
         }
-        var filled = 0
-        while filled < buffer.count, !outgoing.isEmpty {
-            let count = min(buffer.count - filled, outgoing[outgoing.startIndex].readableBytes)
-            outgoing[outgoing.startIndex].readWithUnsafeReadableBytes {
-                (buffer.baseAddress! + filled).copyMemory(from: $0.baseAddress!, byteCount: count)
-                return count
-            }
-            if outgoing[outgoing.startIndex].readableBytes == 0 { outgoing.removeFirst() }
-            filled += count
-        }
-        outgoingBytes -= filled
-        bytesSent += Int64(filled)
-        lastProgress = client.reactor.turnNow
-        if needsBodyAsked, outgoingBytes < client.configuration.windowBytes / 2 {
-            needsBodyAsked = false
+        let filled = outgoing.fill(buffer)
+        lastProgress = now
+        if outgoing.isTaken { requestSentAt = now }
+        if owesRoom, outgoing.waiting < window / 2 {
+            owesRoom = false
             note(.needsBody)
         }
         return filled
@@ -164,71 +168,75 @@ public final class Transfer {
 
     /// One line of a head or of the trailers, with its line end. False ends the transfer.
     func libcurlHeads(_ line: UnsafeRawBufferPointer) -> Bool {
-        headBytes += line.count
-        lastProgress = client.reactor.turnNow
-        guard headBytes <= client.configuration.headBytesMax else {
-            failure = .headTooLarge
+        lastProgress = now
+        switch heads.take(line) {
+        case .more: return true
+        case .informational(let head): note(.informational(head))
+        case .final(let head):
+            headAt = .now()
+            note(.head(head))
+        case .refused(let refusal):
+            failure = (refusal == .tooLarge ? .headTooLarge : .protocolError, refusal.rawValue)
             return false
-        }
-        var content = line
-        while let last = content.last, last == 10 || last == 13 { content = UnsafeRawBufferPointer(rebasing: content.dropLast()) }
-        if headSeen {
-            addTrailer(content)
-        } else if content.isEmpty {
-            headComplete()
-        } else if head.bytes.isEmpty {
-            head.takeStatusLine(content)
-        } else {
-            head.takeField(content)
         }
         return true
     }
 
-    private func headComplete() {
-        let complete = head
-        head = TransferHead()
-        if complete.status == 100 { return }
-        if complete.status < 200, complete.status != 101 { return note(.informational(complete)) }
-        headSeen = true
-        note(.head(complete))
-    }
-
-    private func addTrailer(_ content: UnsafeRawBufferPointer) {
-        guard !content.isEmpty else { return }
-        var fields = trailers ?? TransferHead()
-        fields.takeField(content)
-        trailers = fields
-    }
-
-    /// Whether this attempt may go out (CURLOPT_PREREQFUNCTION: before every one, also those that libcurl repeats by itself).
+    /// Whether this attempt may go out (CURLOPT_PREREQFUNCTION: before every one, also those that libcurl repeats by itself
+    /// because a reused connection was closed under the request).
     func libcurlAttempts() -> Bool {
+        guard attempts == 0 || request.resend == .allowed else {
+            failure = (.closedBeforeHead, "a kept connection was closed under the request, which may not be sent again")
+            return false
+        }
         attempts += 1
-        if request.body == .none { requestSentAt = client.reactor.turnNow }
-        return attempts == 1 || request.resend == .allowed
+        lastProgress = now
+        if outgoing.isTaken { requestSentAt = now }
+        return true
     }
 
     // MARK: Delivery, at the end of the turn
 
+    private func note(_ event: Event) {
+        if case .body = event, case .body? = events.last {} else { events.append(event) }
+        enqueue()
+    }
+
+    private func enqueue() {
+        guard !isQueued else { return }
+        isQueued = true
+        client.ready.append(self)
+    }
+
+    /// Calls the delegate with everything that happened. The delegate may do anything with the transfer meanwhile.
     func deliver() {
-        queued = false
+        isQueued = false
         while !isOver, !events.isEmpty {
             guard let delegate else { return cancel() }
             let event = events.removeFirst()
             switch event {
             case .informational(let head): delegate.transferInformational(self, head)
-            case .head(let head): delegate.transferHead(self, head)
+            case .head(let head): deliverHead(head, to: delegate)
             case .needsBody: delegate.transferNeedsBody(self)
-            case .trailers(let fields): delegate.transferTrailers(self, fields)
             case .body: deliverBody(to: delegate)
             }
-            // A paused owner gets nothing more until it resumes, the end included.
-            if receivingPaused, received.readableBytes > 0 { return }
         }
-        deliverEnd()
+        if isReceivingPaused, endsAtOnce { received.clear() }
+        if !isReceivingPaused || endsAtOnce { deliverEnd() }
+    }
+
+    private func deliverHead(_ head: TransferHead, to delegate: any TransferDelegate) {
+        // libcurl stops sending on a refusal (CURLOPT_KEEP_SENDING_ON_ERROR is off), yet would wait for ever for a body that it
+        // had paused.
+        if head.status >= 400, hasLibcurlPausedSending {
+            hasLibcurlPausedSending = false
+            unpause()
+        }
+        delegate.transferHead(self, head)
     }
 
     private func deliverBody(to delegate: any TransferDelegate) {
-        guard received.readableBytes > 0, !receivingPaused else { return }
+        guard received.readableBytes > 0, !isReceivingPaused else { return }
         let bytes = received
         received = ByteBuffer()
         delegate.transferBody(self, bytes)
@@ -236,15 +244,13 @@ public final class Transfer {
     }
 
     private func deliverEnd() {
-        guard !isOver, let code = ended else { return }
-        if let fields = trailers, code == CURLE_OK {
-            trailers = nil
-            delegate?.transferTrailers(self, fields)
-            guard !isOver else { return }
-        }
-        let delegate = delegate
+        // What `continueReceiving` brought in comes first, in the next round.
+        guard !isOver, let code = ended, received.readableBytes == 0 else { return }
         let result = result(code)
+        if case .success = result, let trailers = heads.trailers { delegate?.transferTrailers(self, trailers) }
+        guard !isOver else { return }
         isOver = true
+        outgoing.discard()
         client.release(self)
         delegate?.transferEnded(self, result)
     }
@@ -252,84 +258,41 @@ public final class Transfer {
     /// libcurl is done with the handle; the end is delivered after what was received.
     func finished(_ code: CURLcode) {
         ended = code
-        if !queued {
-            queued = true
-            client.ready.append(self)
-        }
+        enqueue()
     }
 
     private func result(_ code: CURLcode) -> TransferResult {
-        if code == CURLE_OK, headSeen, failure == nil {
-            return .success(TransferTimings(attempts: attempts, bytesReceived: bytesReceived, bytesSent: bytesSent))
-        }
-        return .failure(error(for: code))
+        guard code == CURLE_OK, hasHead, failure == nil else { return .failure(error(code)) }
+        return .success(
+            TransferTimings(
+                attempts: attempts, bytesReceived: bytesReceived, bytesSent: bytesSent, head: (headAt ?? startedAt) - startedAt,
+                total: .now() - startedAt))
     }
 
-    private func error(for code: CURLcode) -> TransferError {
-        let kind = failure ?? TransferError.Kind(code, headSeen: headSeen, attempts: attempts)
-        let detail = "\(destination.address):\(destination.port): \(handle.message ?? String(cString: curl_easy_strerror(code)))"
+    private func error(_ code: CURLcode) -> TransferError {
+        let kind = failure?.kind ?? TransferError.Kind(code, hasHead: hasHead)
+        let reason = failure?.detail ?? handle?.message ?? String(cString: curl_easy_strerror(code))
         return TransferError(
-            kind: kind, source: kind == .overloaded || kind == .shutdown ? .local : .upstream, isRetrySafe: attempts == 0, detail: detail,
-            attempts: attempts)
+            kind: kind, isRetrySafe: attempts == 0, detail: "\(destination.address):\(destination.port): \(reason)", attempts: attempts)
     }
 
     // MARK: Deadlines
 
+    func launched(_ handle: EasyHandle, _ multi: Multi) {
+        (self.handle, self.multi) = (handle, multi)
+        (launchedAt, lastProgress) = (now, now)
+    }
+
     /// The timeout that has passed, if one has.
     func overdue(_ now: NIODeadline) -> TransferError.Kind? {
+        guard ended == nil else { return nil }
         let timeouts = request.timeouts
         if let total = timeouts.total, now >= startedAt + total { return .totalTimeout }
-        if attempts == 0 { return now >= startedAt + timeouts.connect ? .connectTimeout : nil }
-        if !headSeen {
-            if let requestSentAt { return now >= requestSentAt + timeouts.firstByte ? .firstByteTimeout : nil }
-            // Waiting for our own side's body is not the upstream's fault.
-            if curlPausedSending { return nil }
-            return now >= lastProgress + timeouts.idle ? .idleTimeout : nil
-        }
-        if receivingPaused || curlPausedReceiving { return nil }
+        if multi == nil { return now >= startedAt + timeouts.connect ? .overloaded : nil }
+        if attempts == 0 { return now >= launchedAt + timeouts.connect ? .connectTimeout : nil }
+        // The time that our own side takes, to send or to read, is not the upstream's.
+        if hasLibcurlPausedSending || isReceivingPaused || hasLibcurlPausedReceiving { return nil }
+        if !hasHead, let requestSentAt { return now >= requestSentAt + timeouts.firstByte ? .firstByteTimeout : nil }
         return now >= lastProgress + timeouts.idle ? .idleTimeout : nil
-    }
-}
-
-extension TransferError.Kind {
-    init(_ code: CURLcode, headSeen: Bool, attempts: Int) {
-        switch code {
-        case CURLE_COULDNT_CONNECT: self = .refused
-        case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: self = .unreachable
-        case CURLE_OPERATION_TIMEDOUT: self = attempts == 0 ? .connectTimeout : .totalTimeout
-        case CURLE_SSL_CONNECT_ERROR, CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CACERT_BADFILE, CURLE_SSL_ISSUER_ERROR:
-            self = .tls
-        // 42 is our refusal to send again, 65 libcurl's inability to: both mean that the connection died under the request.
-        case CURLE_ABORTED_BY_CALLBACK, CURLE_SEND_FAIL_REWIND, CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE:
-            self = headSeen ? .diedMidBody : .closedBeforeHead
-        case CURLE_WEIRD_SERVER_REPLY, CURLE_UNSUPPORTED_PROTOCOL, CURLE_BAD_CONTENT_ENCODING, CURLE_HTTP2:
-            self = headSeen ? .diedMidBody : .protocolError
-        default: self = headSeen ? .diedMidBody : .other
-        }
-    }
-}
-
-extension TransferHead {
-    /// `HTTP/1.1 200 OK`
-    mutating func takeStatusLine(_ line: UnsafeRawBufferPointer) {
-        bytes.append(contentsOf: line)
-        guard let space = line.firstIndex(of: 32) else { return }
-        var index = space + 1
-        while index < line.count, line[index] >= 48, line[index] <= 57, status < 1000 {
-            status = status * 10 + Int(line[index] - 48)
-            index += 1
-        }
-        if index < line.count { reason = min(index + 1, line.count)..<line.count }
-    }
-
-    mutating func takeField(_ line: UnsafeRawBufferPointer) {
-        guard let colon = line.firstIndex(of: UInt8(ascii: ":")), colon > 0 else { return }
-        var from = colon + 1
-        var to = line.count
-        while from < to, line[from] == 32 || line[from] == 9 { from += 1 }
-        while to > from, line[to - 1] == 32 || line[to - 1] == 9 { to -= 1 }
-        let base = bytes.count
-        bytes.append(contentsOf: line)
-        fields.append(HeaderField(name: base..<(base + colon), value: (base + from)..<(base + to)))
     }
 }

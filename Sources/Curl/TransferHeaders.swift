@@ -1,10 +1,11 @@
-internal import CLibcurl
 internal import Glibc
 
 /// The header fields of a request in one buffer, in order, duplicates kept, as libcurl wants them: `Name: value\0`, and
 /// `Name;\0` for an empty value (CURLOPT_HTTPHEADER).
 ///
-/// No field may hold CR, LF or NUL: `add` refuses it with `false`, because such a value would end the field early.
+/// `add` refuses with `false` what would not arrive as one field: a name that is no token (RFC 9110, 5.1), a value with CR, LF
+/// or NUL. White space around a value is not part of it and is dropped. Framing fields (Content-Length, Transfer-Encoding) and
+/// Expect are libcurl's or nobody's: leave them out.
 public struct TransferHeaders {
     private(set) var bytes: [UInt8] = []
     private(set) var starts: [Int] = []
@@ -23,7 +24,8 @@ public struct TransferHeaders {
 
     @discardableResult
     public mutating func add(name: UnsafeRawBufferPointer, value: UnsafeRawBufferPointer) -> Bool {
-        guard !TransferHeaders.endsLine(name), !TransferHeaders.endsLine(value), !name.isEmpty else { return false }
+        guard !name.isEmpty, name.allSatisfy(isTokenByte), !TransferHeaders.endsLine(value) else { return false }
+        let value = TransferHeaders.trimmed(value)
         starts.append(bytes.count)
         bytes.append(contentsOf: name)
         if value.isEmpty {
@@ -53,14 +55,6 @@ public struct TransferHeaders {
         return done ?? Array(value).withUnsafeBytes { add(name: name, value: $0) }
     }
 
-    /// Keeps libcurl from adding a field of its own (`Name:` alone).
-    mutating func suppress(_ name: StaticString) {
-        starts.append(bytes.count)
-        bytes.append(contentsOf: UnsafeRawBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
-        bytes.append(UInt8(ascii: ":"))
-        bytes.append(0)
-    }
-
     /// Whether a field of this lower-case name is there.
     func contains(_ name: StaticString) -> Bool {
         let wanted = UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount)
@@ -74,38 +68,15 @@ public struct TransferHeaders {
         }
     }
 
+    private static func trimmed(_ value: UnsafeRawBufferPointer) -> UnsafeRawBufferPointer {
+        func isBlank(_ byte: UInt8) -> Bool { byte == UInt8(ascii: " ") || byte == UInt8(ascii: "\t") }
+        var (from, to) = (0, value.count)
+        while from < to, isBlank(value[from]) { from += 1 }
+        while to > from, isBlank(value[to - 1]) { to -= 1 }
+        return UnsafeRawBufferPointer(rebasing: value[from..<to])
+    }
+
     private static func endsLine(_ bytes: UnsafeRawBufferPointer) -> Bool {
         bytes.contains { $0 == 0 || $0 == 10 || $0 == 13 }
-    }
-}
-
-/// The same fields as the linked list that libcurl reads, made without a call per field. It lives in memory of its own until
-/// the transfer has ended, because libcurl keeps the pointer (CURLOPT_HTTPHEADER(3)).
-final class HeaderList {
-    private var nodes: UnsafeMutableBufferPointer<curl_slist> = .allocate(capacity: 32)
-    private var text: UnsafeMutableBufferPointer<CChar> = .allocate(capacity: 2048)
-
-    deinit {
-        nodes.deallocate()
-        text.deallocate()
-    }
-
-    func fill(_ headers: borrowing TransferHeaders) -> UnsafeMutablePointer<curl_slist>? {
-        guard headers.count > 0 else { return nil }
-        let (bytes, starts) = (headers.bytes, headers.starts)
-        if nodes.count < starts.count {
-            nodes.deallocate()
-            nodes = .allocate(capacity: starts.count * 2)
-        }
-        if text.count < bytes.count {
-            text.deallocate()
-            text = .allocate(capacity: bytes.count * 2)
-        }
-        bytes.withUnsafeBytes { UnsafeMutableRawBufferPointer(text).copyMemory(from: $0) }
-        for (index, start) in starts.enumerated() {
-            let next = index + 1 < starts.count ? nodes.baseAddress! + index + 1 : nil
-            (nodes.baseAddress! + index).initialize(to: curl_slist(data: text.baseAddress! + start, next: next))
-        }
-        return nodes.baseAddress
     }
 }
