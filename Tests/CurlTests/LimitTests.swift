@@ -134,7 +134,8 @@ import Testing
             #expect(client.activeTransfers == 0)
         }
         #expect(ContinuousClock.now - started < .seconds(2))
-        #expect(try silent.connecting() == 0)
+        // The kernel makes the table while it is read: an entry may show twice.
+        try await eventually("its sockets are closed") { try silent.connecting() == 0 }
         #expect(recorder.ends == 0)
         // Their descriptors' numbers serve others now.
         for _ in 0..<5 { #expect(try await bench.run(Ask(upstream.port)).1.isSuccess) }
