@@ -26,10 +26,6 @@ func writeFile(_ path: String, _ text: String) throws {
     guard fclose(file) == 0, written == bytes.count else { throw PrivateClusterError("\(path): \(lastError())") }
 }
 
-func unlinkFile(_ path: String) throws {
-    guard unlink(path) == 0 || errno == ENOENT else { throw PrivateClusterError("\(path): \(lastError())") }
-}
-
 func pause(_ duration: Duration) {
     usleep(useconds_t(duration / .microseconds(1)))
 }

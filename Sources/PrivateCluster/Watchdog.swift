@@ -47,6 +47,8 @@ struct Watchdog: ~Copyable {
         } &
         exec 3<&-
         wait $child
+        # Whoever gets the number of the dead server next must not be signalled.
+        kill $! 2>/dev/null
         """
 
     /// Removes the folders that the arguments are, once no server runs in the first.
@@ -62,17 +64,19 @@ func run(_ command: [String]) throws -> (status: CInt, output: String) {
     var template = Array("/tmp/pandora-output-XXXXXX".utf8CString)
     let file = mkstemp(&template)
     guard file >= 0 else { throw PrivateClusterError("no file under /tmp: \(lastError())") }
-    close(file)
+    defer { close(file) }
     let path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
-    defer { try? unlinkFile(path) }
     let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
     defer { close(null) }
-    let process = try spawn(command, input: null, logFile: path)
+    // Once the command has opened the file nobody needs its name.
+    let spawned = Result { try spawn(command, input: null, logFile: path) }
+    unlink(path)
+    let process = try spawned.get()
     var status: CInt = 0
     while waitpid(process, &status, 0) < 0 {
         guard errno == EINTR else { throw PrivateClusterError("waitpid: \(lastError())") }
     }
-    return (status, readFile(path))
+    return (status, readFile("/proc/self/fd/\(file)"))
 }
 
 /// Starts a command in a session of its own, so that the terminal's signals pass it by, with no signal blocked or ignored.
