@@ -65,6 +65,17 @@ struct RequestPath {
     }
 }
 
+extension RequestPath {
+    /// Whether a route could be reached by `path` at all.
+    static func check(_ path: [UInt8]) throws(PathFault) {
+        let fault: PathFault? = path.withUnsafeBytes { bytes in
+            do throws(PathFault) { _ = try RequestPath(bytes) } catch { return error }
+            return nil
+        }
+        if let fault { throw fault }
+    }
+}
+
 extension UnsafeRawBufferPointer {
     /// The byte that the escape at `index` stands for.
     func escapedByte(at index: Int) -> UInt8? {
