@@ -28,8 +28,10 @@ struct PathTable: Sendable {
         return (BytesIndex(keys), keys.map { Candidates(routes[$0]!) })
     }
 
-    /// A literal where the other has a parameter, the leftmost difference deciding.
+    /// A literal where the other has a parameter, the leftmost difference deciding.  No path has two numbers of segments,
+    /// but without an order between those, too, "neither is more specific" would not be transitive and sort nothing.
     private static func isMoreSpecific(_ a: [RouteMatch.Segment], _ b: [RouteMatch.Segment]) -> Bool {
+        if a.count != b.count { return a.count < b.count }
         for (a, b) in zip(a, b) where a.isParameter != b.isParameter { return b.isParameter }
         return false
     }
