@@ -93,3 +93,8 @@ int clinux_get_option(int descriptor, int level, int option, int *value) {
     socklen_t length = sizeof *value;
     return result(getsockopt(descriptor, level, option, value, &length));
 }
+
+int clinux_set_no_linger(int descriptor) {
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    return setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0 ? -errno : 0;
+}

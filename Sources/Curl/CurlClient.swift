@@ -47,10 +47,10 @@ public final class CurlClient: TurnHook {
         }
         let transfer = Transfer(self, request, delegate)
         let destination = request.destination
-        if destination.active < configuration.transfersPerDestination {
+        if destination.active < destination.transfersMax {
             do { try launch(transfer) } catch { throw localError(.other, "\(error)") }
         } else {
-            guard destination.waiting.count < configuration.waitingPerDestination else {
+            guard destination.waiting.count < destination.waitingMax else {
                 throw localError(.overloaded, "\(destination.waiting.count) transfers wait for \(destination.address):\(destination.port)")
             }
             destination.waiting.append(transfer)

@@ -4,11 +4,6 @@ public import NIOCore
 public struct CurlConfiguration: Sendable {
     /// Transfers that run at the same time; one more fails at once with `overloaded`.
     public var maxTransfers = 4_096
-    /// Transfers to one destination that run at the same time, so its connections too; further ones wait, for at most their
-    /// connect timeout.
-    public var transfersPerDestination = 1_024
-    /// Transfers that wait for one destination; one more fails at once with `overloaded`.
-    public var waitingPerDestination = 1_024
     /// Transfers per multi handle: libcurl's search for an idle connection is linear within one.
     public var transfersPerMulti = 32
     /// Idle connections that each multi handle keeps (CURLMOPT_MAXCONNECTS).

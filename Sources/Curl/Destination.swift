@@ -13,6 +13,21 @@ public final class Destination {
     public let port: Int
     /// An IP literal, where the connection really goes.
     public let address: String
+    public let tls: TLS
+    /// Transfers to it that run at the same time, so its connections too; further ones wait, for at most their connect timeout.
+    public let transfersMax: Int
+    /// Transfers that wait for it; one more fails at once with `overloaded`.
+    public let waitingMax: Int
+
+    /// How its certificate is checked.
+    public struct TLS: Sendable, Equatable {
+        /// False: not at all.
+        public var verifies: Bool
+        /// A PEM file of authorities; the client's bundle where nil.
+        public var authorities: String?
+
+        public init(verifies: Bool = true, authorities: String? = nil) { (self.verifies, self.authorities) = (verifies, authorities) }
+    }
 
     let url: OpaquePointer
     let connectTo: UnsafeMutablePointer<curl_slist>
@@ -24,7 +39,9 @@ public final class Destination {
     ///
     /// - host: the name for TLS (SNI and certificate) and for the pool of connections; a name or an IP literal.
     /// - address: an IP literal without brackets.
-    public init?(scheme: Scheme, host: String, port: Int, address: String) {
+    public init?(
+        scheme: Scheme, host: String, port: Int, address: String, tls: TLS = TLS(), transfersMax: Int = 1_024, waitingMax: Int = 1_024
+    ) {
         func bracketed(_ literal: String) -> String { literal.contains(":") ? "[\(literal)]" : literal }
         var storage = in6_addr()
         guard inet_pton(AF_INET, address, &storage) == 1 || inet_pton(AF_INET6, address, &storage) == 1, let handle = curl_url() else {
@@ -39,6 +56,7 @@ public final class Destination {
             return nil
         }
         (self.scheme, self.host, self.port, self.address) = (scheme, host, port, address)
+        (self.tls, self.transfersMax, self.waitingMax) = (tls, transfersMax, waitingMax)
         (url, connectTo) = (handle, list)
     }
 

@@ -10,10 +10,13 @@ final class EasyHandle {
     private let errorText = UnsafeMutablePointer<CChar>.allocate(capacity: Int(CURL_ERROR_SIZE))
     private var hadBody = false
     private var wasHead = false
+    private var tls = Destination.TLS()
+    private let certificateBundle: String
 
     init(_ client: CurlClient) throws {
         guard let raw = curl_easy_init() else { throw CurlClient.outOfMemory }
         self.raw = raw
+        certificateBundle = client.configuration.certificateBundle
         errorText.pointee = 0
         setFixedOptions(client)
     }
@@ -43,9 +46,7 @@ final class EasyHandle {
         _ = pcurl_set_buffer_size(raw, configuration.receiveBufferBytes)
         _ = pcurl_set_upload_buffer_size(raw, configuration.uploadBufferBytes)
         _ = pcurl_set_ca_path(raw, nil)
-        _ = pcurl_set_ca_file(raw, configuration.certificateBundle)
-        _ = pcurl_set_verify_peer(raw, 1)
-        _ = pcurl_set_verify_host(raw, 2)
+        setTLS(tls)
         _ = pcurl_set_error_buffer(raw, errorText)
         setFunctions(client)
     }
@@ -93,9 +94,17 @@ final class EasyHandle {
             target[request.target.count] = 0
             _ = pcurl_set_request_target(raw, target.baseAddress)
         }
+        if request.destination.tls != tls { setTLS(request.destination.tls) }
         setMethod(request)
         _ = pcurl_set_connect_timeout_ms(raw, Int(request.timeouts.connect.nanoseconds / 1_000_000))
         _ = pcurl_set_headers(raw, headers.fill(request.headers, hasBody: request.body != .none))
+    }
+
+    private func setTLS(_ wanted: Destination.TLS) {
+        tls = wanted
+        _ = pcurl_set_ca_file(raw, wanted.authorities ?? certificateBundle)
+        _ = pcurl_set_verify_peer(raw, wanted.verifies ? 1 : 0)
+        _ = pcurl_set_verify_host(raw, wanted.verifies ? 2 : 0)
     }
 
     private func setMethod(_ request: TransferRequest) {

@@ -1,4 +1,4 @@
-internal import Glibc
+internal import Reactor
 
 /// Turns hosts into numeric addresses. Only names need it, and those never on a loop: libpq is given addresses.
 enum Resolver {
@@ -8,7 +8,7 @@ enum Resolver {
         for host in hosts {
             if host.name.hasPrefix("/") {
                 targets.append(Target(host: host, address: nil))
-            } else if isLiteral(host.name) {
+            } else if HostLookup.isLiteral(host.name) {
                 targets.append(Target(host: host, address: host.name))
             } else {
                 return nil
@@ -29,41 +29,13 @@ enum Resolver {
                     targets += literal
                     continue
                 }
-                switch addresses(of: host.name) {
-                case .success(let found): targets += found.map { Target(host: host, address: $0) }
-                case .failure(let error): failure = "\(host.name): \(error.message)"
+                do throws(HostLookup.Failure) {
+                    targets += try HostLookup.addresses(of: host.name).map { Target(host: host, address: $0) }
+                } catch {
+                    failure = "\(host.name): \(error)"
                 }
             }
             done(targets, failure)
         }
-    }
-
-    static func isLiteral(_ name: String) -> Bool {
-        var address = in6_addr()
-        return inet_pton(AF_INET, name, &address) == 1 || inet_pton(AF_INET6, name, &address) == 1
-    }
-
-    private struct Failure: Error { var message: String }
-
-    /// Blocks.
-    private static func addresses(of name: String) -> Result<[String], Failure> {
-        var hints = addrinfo()
-        hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
-        hints.ai_flags = AI_ADDRCONFIG
-        var list: UnsafeMutablePointer<addrinfo>?
-        let status = getaddrinfo(name, nil, &hints, &list)
-        guard status == 0 else { return .failure(Failure(message: String(cString: gai_strerror(status)))) }
-        defer { freeaddrinfo(list) }
-        var found: [String] = []
-        var next = list
-        while let entry = next {
-            var text = [CChar](repeating: 0, count: Int(NI_MAXHOST))
-            let (address, length) = (entry.pointee.ai_addr, entry.pointee.ai_addrlen)
-            if getnameinfo(address, length, &text, socklen_t(text.count), nil, 0, NI_NUMERICHOST) == 0 {
-                found.append(String(decoding: text.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self))
-            }
-            next = entry.pointee.ai_next
-        }
-        return .success(found)
     }
 }

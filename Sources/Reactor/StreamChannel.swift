@@ -319,6 +319,13 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
         if !outputOpen, isActive { closeAll(ChannelError.eof, nil) }
     }
 
+    /// Closes at once, and the peer gets a reset instead of an orderly end (SO_LINGER of no time, socket(7)). On the loop.
+    public func closeWithReset() {
+        guard !isClosed else { return }
+        _ = clinux_set_no_linger(descriptor)
+        closeAll(ChannelError.alreadyClosed, nil)
+    }
+
     private func closeAll(_ error: any Error, _ promise: EventLoopPromise<Void>?) {
         guard !isClosed else { return fail(promise, ChannelError.alreadyClosed) }
         let before = phase

@@ -4,5 +4,5 @@ import ArgumentParser
 struct Pandora: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "pandora", abstract: "An API-key gateway with exact quota and a log of every hop.",
-        subcommands: [Check.self])
+        subcommands: [Check.self, Serve.self])
 }

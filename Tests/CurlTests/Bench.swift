@@ -54,13 +54,18 @@ struct Ask: Sendable {
     var resend = ResendRule.never
     var scheme = Destination.Scheme.http
     var host = "service.test"
+    var transfersMax = 1_024
+    var waitingMax = 1_024
 
     init(_ port: Int, _ method: String = "GET") {
         self.port = port
         self.method = method
     }
 
-    func destination() -> Destination { Destination(scheme: scheme, host: host, port: port, address: "127.0.0.1")! }
+    func destination() -> Destination {
+        Destination(
+            scheme: scheme, host: host, port: port, address: "127.0.0.1", transfersMax: transfersMax, waitingMax: waitingMax)!
+    }
 
     func request(to destination: Destination? = nil) -> TransferRequest {
         var fields = TransferHeaders()

@@ -40,16 +40,15 @@ import Testing
             }
         }
         defer { upstream.close() }
-        var configuration = CurlConfiguration()
-        configuration.transfersPerDestination = 2
-        configuration.waitingPerDestination = 4
-        let bench = try Bench(configuration)
+        let bench = try Bench(CurlConfiguration())
         let recorders = (0..<6).map { _ in Recorder() }
-        let ask = Ask(upstream.port)
+        var ask = Ask(upstream.port)
+        (ask.transfersMax, ask.waitingMax) = (2, 4)
+        let final = ask
         let transfers = try await bench.onLoop { client in
-            let destination = ask.destination()
-            let transfers = try recorders.map { try client.start(ask.request(to: destination), delegate: $0) }
-            #expect(throws: TransferError.self) { try client.start(ask.request(to: destination), delegate: recorders[0]) }
+            let destination = final.destination()
+            let transfers = try recorders.map { try client.start(final.request(to: destination), delegate: $0) }
+            #expect(throws: TransferError.self) { try client.start(final.request(to: destination), delegate: recorders[0]) }
             return NIOLoopBound(transfers, eventLoop: bench.reactor)
         }
         try await eventually("two are under way") { upstream.requests.count == 2 }
@@ -68,12 +67,11 @@ import Testing
     @Test func waitingForADestinationEnds() async throws {
         let silent = ScriptedUpstream { try $0.waitForEnd() }
         defer { silent.close() }
-        var configuration = CurlConfiguration()
-        configuration.transfersPerDestination = 1
-        let bench = try Bench(configuration)
+        let bench = try Bench(CurlConfiguration())
         let (first, second) = (Recorder(), Recorder())
         var ask = Ask(silent.port)
         ask.timeouts.connect = short
+        ask.transfersMax = 1
         let final = ask
         try await bench.onLoop { client in
             let destination = final.destination()

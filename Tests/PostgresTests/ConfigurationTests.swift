@@ -51,11 +51,11 @@ import Testing
         #expect(targets.map(\.address) == ["127.0.0.1", "::1", nil])
         for target in targets where !target.host.name.hasPrefix("/") {
             let parameters = configuration.parameters(for: target)
-            #expect(parameters.contains { $0.name == "hostaddr" && Resolver.isLiteral($0.value) })
+            #expect(parameters.contains { $0.name == "hostaddr" && HostLookup.isLiteral($0.value) })
         }
         configuration.hosts.append(.init(name: "localhost"))
         #expect(Resolver.literalTargets(configuration.hosts) == nil)
-        for name in ["127.1", "1.2.3", "::1%", "0x7f000001", "localhost", ""] { #expect(!Resolver.isLiteral(name)) }
+        for name in ["127.1", "1.2.3", "::1%", "0x7f000001", "localhost", ""] { #expect(!HostLookup.isLiteral(name)) }
     }
 
     @Test func settingsOfTheSessionAreEscaped() async throws {

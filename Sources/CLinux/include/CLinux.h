@@ -43,6 +43,8 @@ int clinux_accept(int listener, void *address, uint32_t *length);
 /// A non-blocking, close-on-exec TCP socket of this address family
 int clinux_tcp_socket(int family);
 int clinux_set_option(int descriptor, int level, int option, int value);
+/// SO_LINGER on, of no time: close(2) resets the connection
+int clinux_set_no_linger(int descriptor);
 int clinux_get_option(int descriptor, int level, int option, int *value);
 
 #endif

@@ -168,6 +168,8 @@ public final class SpoolWriter: TurnHook {
         return true
     }
 
+    public var isWritten: Bool { buffered == 0 }
+
     private var now: Int64 { Int64(reactor.turnNow.uptimeNanoseconds / 1_000) }
 
     private func flushGroups(all: Bool) {

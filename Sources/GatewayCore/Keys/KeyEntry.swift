@@ -22,6 +22,15 @@ public enum ServiceStatus: UInt8, Sendable {
         default: return nil
         }
     }
+
+    /// How good a choice a service of this status is; less is better.
+    fileprivate var rank: Int {
+        switch self {
+        case .enabled: 0
+        case .deprecated: 1
+        case .disabled: 2
+        }
+    }
 }
 
 /// Everything that decides whether a key's request may pass, except quota. Immutable; shared by the cache and by requests
@@ -88,18 +97,26 @@ public final class KeyEntry: Sendable {
         return nil
     }
 
-    /// The grant for a service, or why it may not be used.
+    /// The grant for a service, or why it may not be used. Where the reference names no version, the best that the environment
+    /// was given: an enabled one before a deprecated one before a disabled one, then the one assigned to a service made later.
     ///
     /// - Parameter deprecatedPasses: whether a deprecated service still serves those it is assigned to; the route says.
-    public func grant(name: String, version: String, deprecatedPasses: Bool) -> GrantVerdict {
-        for grant in grants where grant.name == name && grant.version == version {
-            switch grant.status {
-            case .enabled: return .granted(grant)
-            case .disabled: return .refused(.serviceDisabled, grant)
-            case .deprecated: return deprecatedPasses ? .granted(grant) : .refused(.serviceDeprecated, grant)
+    public func grant(for service: Route.ServiceReference, deprecatedPasses: Bool) -> GrantVerdict {
+        var best: Grant?
+        for grant in grants where grant.name == service.name {
+            if let version = service.version {
+                guard grant.version == version else { continue }
+                best = grant
+                break
             }
+            if best.map({ grant.status.rank <= $0.status.rank }) ?? true { best = grant }
         }
-        return .refused(.serviceNotAssigned, nil)
+        guard let best else { return .refused(.serviceNotAssigned, nil) }
+        switch best.status {
+        case .enabled: return .granted(best)
+        case .disabled: return .refused(.serviceDisabled, best)
+        case .deprecated: return deprecatedPasses ? .granted(best) : .refused(.serviceDeprecated, best)
+        }
     }
 }
 

@@ -86,15 +86,15 @@ struct SeededRandom: RandomNumberGenerator {
 
     @Test func grantsAreFoundByNameAndVersion() {
         let entry = makeEntry(grants: [grant(1, "a", .enabled), grant(2, "b", .disabled), grant(3, "c", .deprecated)])
-        #expect(entry.grant(name: "a", version: "1", deprecatedPasses: false) == .granted(grant(1, "a", .enabled)))
-        #expect(entry.grant(name: "a", version: "2", deprecatedPasses: false) == .refused(.serviceNotAssigned, nil))
+        #expect(entry.grant(for: .init(name: "a", version: "1"), deprecatedPasses: false) == .granted(grant(1, "a", .enabled)))
+        #expect(entry.grant(for: .init(name: "a", version: "2"), deprecatedPasses: false) == .refused(.serviceNotAssigned, nil))
         #expect(
-            entry.grant(name: "b", version: "1", deprecatedPasses: true)
+            entry.grant(for: .init(name: "b", version: "1"), deprecatedPasses: true)
                 == .refused(.serviceDisabled, grant(2, "b", .disabled)))
         #expect(
-            entry.grant(name: "c", version: "1", deprecatedPasses: false)
+            entry.grant(for: .init(name: "c", version: "1"), deprecatedPasses: false)
                 == .refused(.serviceDeprecated, grant(3, "c", .deprecated)))
-        #expect(entry.grant(name: "c", version: "1", deprecatedPasses: true) == .granted(grant(3, "c", .deprecated)))
+        #expect(entry.grant(for: .init(name: "c", version: "1"), deprecatedPasses: true) == .granted(grant(3, "c", .deprecated)))
     }
 
     private func grant(_ id: Int64, _ name: String, _ status: ServiceStatus) -> KeyEntry.Grant {

@@ -1,0 +1,200 @@
+internal import Curl
+internal import GatewayCore
+internal import NIOCore
+internal import Reactor
+
+/// The upstream side of an exchange.
+extension Exchange {
+    /// Targets that are tried, where the ones before could not be connected to.
+    static let connectionTriesMax = 3
+
+    // MARK: The request
+
+    /// Sends the request to the next target.
+    func forward() {
+        let plan = plan!
+        guard let target = plan.pool.next() else { return refuse(.init(.upstreamUnavailable)) }
+        self.target = target
+        connectionTries += 1
+        guard let request = request(to: target, plan) else {
+            return refuse(.init(.requestMalformed, detail: "a header field has a control character in its value"))
+        }
+        do throws(TransferError) {
+            transfer = try worker.curl.start(request, delegate: self)
+        } catch {
+            return refuse(reason(for: error))
+        }
+        if head.expectsContinue, !isRequestComplete { connection?.writeContinue() }
+        sendWaitingBody()
+    }
+
+    private func request(to target: UpstreamPool.Member, _ plan: RoutePlan) -> TransferRequest? {
+        let trace = trace ?? worker.makeTrace(continuing: head.trace)
+        self.trace = trace
+        let identity = ForwardedFields.Identity(
+            entry: entry!, grant: machine.grant!, requestID: id, startPoint: startPoint, trace: trace)
+        let forwarded = ForwardedFields(
+            head, plan, host: hostField(target, plan), remote: connection?.remoteText ?? "unknown", identity: identity)
+        guard !forwarded.isBroken else { return nil }
+        return TransferRequest(
+            destination: target.destination, method: head.method, target: forwardedTarget(plan), headers: forwarded.fields,
+            body: head.body, timeouts: plan.timeouts, resend: isRepeatable ? .allowed : .never)
+    }
+
+    private func hostField(_ target: UpstreamPool.Member, _ plan: RoutePlan) -> String {
+        switch plan.pool.upstream.hostHeader {
+        case .preserve: head.host
+        case .target: target.host
+        case .fixed(let host): host
+        }
+    }
+
+    /// The target as the route wants it, without a key in its query.
+    private func forwardedTarget(_ plan: RoutePlan) -> [UInt8] {
+        var text = head.target
+        let rewritten = text.withUTF8 { plan.route.settings.rewrite.apply(to: UnsafeRawBufferPointer($0)) }
+        let target = rewritten ?? Array(head.target.utf8)
+        guard let name = plan.keyQuery else { return target }
+        return target.withUnsafeBytes { TargetQuery.removing(name, from: $0) } ?? target
+    }
+
+    /// Whether libcurl may send the request again by itself when a kept connection turns out to be dead (RFC 9110, 9.2.2).
+    private var isRepeatable: Bool {
+        guard head.body == .none else { return false }
+        switch head.method {
+        case "GET", "HEAD", "OPTIONS", "PUT", "DELETE": return true
+        default: return false
+        }
+    }
+
+    // MARK: The request's body
+
+    /// A piece of the request's body.
+    func receive(_ bytes: ByteBuffer) {
+        guard !isEnded else { return }
+        bodyReceived += Int64(bytes.readableBytes)
+        if let plan, bodyReceived > plan.bodyLimit {
+            return refuse(.init(.bodyTooLarge, detail: "the route takes \(plan.bodyLimit) bytes"))
+        }
+        guard let transfer else {
+            waitingBody.append(bytes)
+            waitingBodyBytes += bytes.readableBytes
+            if waitingBodyBytes >= Worker.windowBytes { connection?.pauseBody() }
+            return
+        }
+        if !transfer.send(bytes) { connection?.pauseBody() }
+    }
+
+    /// The request's body is complete.
+    func requestEnded() {
+        guard !isRequestComplete else { return }
+        isRequestComplete = true
+        transfer?.finishSending()
+    }
+
+    private func sendWaitingBody() {
+        guard let transfer, head.body != .none else { return }
+        var hasRoom = true
+        for bytes in waitingBody { hasRoom = transfer.send(bytes) }
+        waitingBody.removeAll()
+        waitingBodyBytes = 0
+        if isRequestComplete { transfer.finishSending() } else if hasRoom { connection?.resumeBody() }
+    }
+
+    /// The client's bytes are no request any more, or take too long.
+    func requestBroken(_ reason: ExchangeMachine.Reason) {
+        keepsAlive = false
+        refuse(reason)
+    }
+
+    // MARK: The answer
+
+    /// The client takes bytes again.
+    func clientWritable() { transfer?.resumeReceiving() }
+    func clientFull() { transfer?.pauseReceiving() }
+}
+
+extension Exchange: TransferDelegate {
+    func transferInformational(_ transfer: Transfer, _ head: TransferHead) {
+        guard self.head.isHTTP11, head.status != 100 else { return }
+        connection?.write(AnswerHead(informational: head, allocator: worker.allocator).bytes)
+        connection?.flushSoon()
+    }
+
+    func transferHead(_ transfer: Transfer, _ head: TransferHead) {
+        machine.upstreamAnswered(status: UInt16(head.status))
+        firstByteAt = worker.reactor.now
+        let answer = AnswerHead(head, isHead: self.head.method == "HEAD", own: own(), allocator: worker.allocator)
+        framing = answer.framing
+        if case .length(let length) = framing { answerLeft = length }
+        if framing == .close { keepsAlive = false }
+        connection?.write(answer.bytes)
+        // What completes an answer waits until its hop is in the spool.
+        if framing != .empty, framing != .length(0) { connection?.flushSoon() }
+    }
+
+    func transferBody(_ transfer: Transfer, _ bytes: ByteBuffer) {
+        answerBytes += Int64(bytes.readableBytes)
+        switch framing {
+        case .empty: return
+        case .length:
+            answerLeft -= Int64(bytes.readableBytes)
+            connection?.write(bytes)
+            if answerLeft > 0 { connection?.flushSoon() }
+        case .close:
+            connection?.write(bytes)
+            connection?.flushSoon()
+        case .chunked:
+            var chunk = worker.allocator.buffer(capacity: bytes.readableBytes + 16)
+            chunk.writeChunkHead(bytes.readableBytes)
+            chunk.writeImmutableBuffer(bytes)
+            chunk.writeStaticString("\r\n")
+            connection?.write(chunk)
+            connection?.flushSoon()
+        }
+    }
+
+    func transferTrailers(_ transfer: Transfer, _ trailers: TransferHead) { self.trailers = trailers }
+
+    func transferNeedsBody(_ transfer: Transfer) { connection?.resumeBody() }
+
+    func transferEnded(_ transfer: Transfer, _ result: TransferResult) {
+        self.transfer = nil
+        switch result {
+        case .success(let timings):
+            attempts += timings.attempts
+            if framing == .chunked { connection?.write(AnswerHead.lastChunk(trailers, allocator: worker.allocator)) }
+            if !isRequestComplete { keepsAlive = false }
+            conclude(machine.upstreamCompleted())
+        case .failure(let error):
+            attempts += error.attempts
+            if mayTryAnother(error) { return forward() }
+            worker.noteFailure(error, plan!)
+            refuse(reason(for: error))
+        }
+    }
+
+    /// A target that could not be connected to never saw the request; another may take it, as long as its body is still here.
+    private func mayTryAnother(_ error: TransferError) -> Bool {
+        guard error.isRetrySafe, connectionTries < min(Self.connectionTriesMax, plan!.pool.members.count), head.body == .none else {
+            return false
+        }
+        switch error.kind {
+        case .refused, .unreachable, .connectTimeout, .tls: return true
+        default: return false
+        }
+    }
+
+    func reason(for error: TransferError) -> ExchangeMachine.Reason {
+        switch error.kind {
+        case .refused, .unreachable: .init(.upstreamRefused)
+        case .connectTimeout, .firstByteTimeout, .idleTimeout, .totalTimeout: .init(.upstreamTimeout)
+        case .closedBeforeHead, .diedMidBody: .init(.upstreamClosed)
+        case .tls: .init(.upstreamTLS)
+        case .protocolError, .headTooLarge, .other: .init(.upstreamProtocol)
+        case .overloaded: .init(.overloaded)
+        case .bodyMismatch: .init(.requestMalformed, detail: "the body is not as long as Content-Length says")
+        case .shutdown: .init(.draining)
+        }
+    }
+}

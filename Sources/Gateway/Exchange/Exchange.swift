@@ -1,0 +1,212 @@
+internal import Curl
+internal import GatewayCore
+internal import NIOCore
+internal import Reactor
+
+/// One request of a client and its answer: carries out what its ``ExchangeMachine`` says. Confined to its worker.
+///
+/// Its client side is a ``ClientConnection``, its upstream side a `Transfer`. It ends exactly once, in `conclude`, which is
+/// where the log hears of it and its units are settled.
+final class Exchange {
+    let worker: Worker
+    /// Nil once the client is gone or the exchange has ended.
+    weak var connection: ClientConnection?
+    var head: RequestHead
+    var machine = ExchangeMachine(charge: .onSuccess)
+
+    let id: RequestID
+    /// Microseconds since 1970.
+    let requestTime: Int64
+    let startedAt: NIODeadline
+    var plan: RoutePlan?
+    var entry: KeyEntry?
+    /// The chain's root, where the client sent one back.
+    var root: RequestID?
+    /// `Pandora-Start-Point` of the answer; empty until the environment is known.
+    var startPoint: [UInt8] = []
+    var trace: TraceContext?
+
+    // The request's body.
+    var waitingBody: [ByteBuffer] = []
+    var waitingBodyBytes = 0
+    var isRequestComplete = false
+    var bodyReceived: Int64 = 0
+
+    // The upstream.
+    var transfer: Transfer?
+    var target: UpstreamPool.Member?
+    var connectionTries = 0
+    /// Went out, over all transfers.
+    var attempts = 0
+
+    // The answer.
+    var framing = AnswerFraming.empty
+    var answerLeft: Int64 = 0
+    var answerBytes: Int64 = 0
+    var trailers: TransferHead?
+    var firstByteAt: NIODeadline?
+    var keepsAlive: Bool
+    /// Place in the spool is kept for the hop.
+    var hasPlace = false
+
+    init(_ head: RequestHead, on connection: ClientConnection, _ worker: Worker) {
+        (self.head, self.connection, self.worker) = (head, connection, worker)
+        id = worker.makeRequestID()
+        requestTime = WallClock.microseconds
+        startedAt = worker.reactor.now
+        keepsAlive = head.keepsAlive && !head.wantsUpgrade && !worker.isDraining
+        isRequestComplete = head.body == .none || head.body == .length(0)
+    }
+
+    /// Its last phase is behind it: the connection can have its next.
+    var isEnded: Bool { machine.phase == .ended }
+
+    // MARK: Resolve
+
+    /// Finds the route and the key. Whatever happens, an answer comes, perhaps before this returns.
+    func begin() {
+        switch matchRoute() {
+        case .none: return refuse(.init(.routeNotFound))
+        case .refused(let fault): return refuse(.init(.requestMalformed, detail: "path: \(fault)"))
+        case .route(let route): plan = worker.traffic.plan(of: route)
+        }
+        let plan = plan!
+        machine = ExchangeMachine(charge: plan.route.settings.charge)
+        if let name = plan.keyQuery { takeQueryKey(name) }
+        if head.wantsUpgrade, head.wantsWebSocket { return refuse(.init(.upgradeRefused)) }
+        if case .length(let length) = head.body, length > plan.bodyLimit {
+            return refuse(.init(.bodyTooLarge, detail: "the route takes \(plan.bodyLimit) bytes"))
+        }
+        if head.hasTwoKeys { return refuse(.init(.keyConflict)) }
+        guard let key = head.key else { return refuse(.init(.keyMissing)) }
+        guard case .candidate(let digest) = key else { return refuse(.init(.keyInvalid)) }
+        worker.keys.resolve(digest) { [self] resolution in keyResolved(resolution) }
+    }
+
+    private func matchRoute() -> RouteTable.Outcome {
+        var (method, host, target) = (head.method, head.host, head.target)
+        return method.withUTF8 { method in
+            host.withUTF8 { host in
+                target.withUTF8 { target in
+                    worker.traffic.routes.match(
+                        method: UnsafeRawBufferPointer(method), host: UnsafeRawBufferPointer(host),
+                        target: UnsafeRawBufferPointer(target), fields: head)
+                }
+            }
+        }
+    }
+
+    private func takeQueryKey(_ name: [UInt8]) {
+        var target = head.target
+        let values = target.withUTF8 { TargetQuery.values(of: name, in: UnsafeRawBufferPointer($0)) }
+        head.noteQueryKeys(values)
+    }
+
+    private func keyResolved(_ resolution: KeyResolution) {
+        // The client may have gone while the store was asked.
+        guard machine.phase == .resolving else { return }
+        switch resolution {
+        case .unknown: refuse(.init(.keyInvalid))
+        case .unavailable(let retryAfter): refuse(.init(.storeUnavailable, retryAfter: retryAfter))
+        case .entry(let entry): admit(entry)
+        }
+    }
+
+    // MARK: Admit
+
+    private func admit(_ entry: KeyEntry) {
+        self.entry = entry
+        guard takeStartPoint(entry) else { return refuse(.init(.startPointInvalid)) }
+        switch machine.keyResolved(entry, route: plan!.route, now: requestTime) {
+        case .refuse(let reason): return refuse(reason)
+        case .forward: preconditionFailure("nothing is forwarded before it is admitted")
+        case .admit(let want):
+            worker.keys.noteUsed(entry, at: requestTime)
+            hasPlace = worker.spool.reserve()
+            guard hasPlace || want.outage == .allow else { return refuse(.init(.logUnavailable)) }
+            worker.quota.admit(want) { [self] admission in admitted(admission) }
+        }
+    }
+
+    /// False where the client sent a start point that is not one of this environment.
+    private func takeStartPoint(_ entry: KeyEntry) -> Bool {
+        if let text = head.startPoint {
+            guard let sent = worker.signer.verify(text.utf8, environment: entry.environmentID) else { return false }
+            root = sent
+        }
+        startPoint.reserveCapacity(StartPointSigner.textLength)
+        worker.signer.append(environment: entry.environmentID, root: root ?? id, to: &startPoint)
+        return true
+    }
+
+    private func admitted(_ admission: Admission) {
+        guard machine.phase == .admitting else {
+            // The client went away while it waited: what was granted goes back.
+            if case .held(let hold) = admission { worker.quota.release(hold) }
+            return
+        }
+        switch machine.admitted(admission) {
+        case .refuse(let reason): refuse(reason)
+        case .forward: forward()
+        case .admit: preconditionFailure("admitted twice")
+        }
+    }
+
+    // MARK: Ends
+
+    /// The gateway answers itself, or cuts an answer that has begun.
+    func refuse(_ reason: ExchangeMachine.Reason) {
+        guard !isEnded else { return }
+        collectAttempts()
+        let ending = machine.refused(reason, attempts: attempts)
+        if !ending.cutsAnswer { answer(reason) }
+        conclude(ending)
+    }
+
+    /// The client's connection is gone.
+    func clientGone() {
+        guard !isEnded else { return }
+        collectAttempts()
+        conclude(machine.clientGone(attempts: attempts))
+    }
+
+    private func answer(_ reason: ExchangeMachine.Reason) {
+        if !isRequestComplete { keepsAlive = false }
+        let problem = AnswerHead(
+            problem: reason, requestID: id, own: own(), date: worker.date, isHead: head.method == "HEAD", allocator: worker.allocator)
+        firstByteAt = worker.reactor.now
+        connection?.write(problem.bytes)
+    }
+
+    func own() -> AnswerHead.Own {
+        let view = entry.flatMap { entry in
+            machine.grant.flatMap { $0.limited ? worker.quota.view(environment: entry.environmentID, service: $0.serviceID) : nil }
+        }
+        return AnswerHead.Own(
+            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive, isHTTP11: head.isHTTP11)
+    }
+
+    func collectAttempts() {
+        guard let transfer else { return }
+        attempts += transfer.attempts
+        transfer.cancel()
+        self.transfer = nil
+    }
+
+    /// The one end of every exchange: log, settle, and give the connection back.
+    func conclude(_ ending: ExchangeMachine.Ending) {
+        var charged: Int64 = 0
+        if let hold = machine.hold { charged = worker.quota.settle(hold, charge: ending.charge) }
+        let isLogged = worker.log(record(ending, charged), hasPlace: hasPlace)
+        // An answer whose hop is lost must not look complete, unless the route would rather serve than count.
+        let isUnaccounted = !isLogged && attempts > 0 && plan?.route.settings.outage == .deny
+        waitingBody.removeAll()
+        let connection = connection
+        self.connection = nil
+        if ending.cutsAnswer || isUnaccounted {
+            connection?.cut(framing == .close ? .resetting : .closing)
+        } else {
+            connection?.exchangeEnded(keepsAlive: keepsAlive)
+        }
+    }
+}

@@ -1,0 +1,133 @@
+internal import GatewayCore
+internal import GatewayStore
+internal import Glibc
+internal import NIOCore
+internal import Postgres
+internal import Reactor
+
+/// What a node does beside its requests, on one thread: it listens for changes of the configuration, ships the log, and keeps
+/// names resolved.
+///
+/// Sendable without the compiler's proof: its reactor's thread alone uses the parts; the asynchronous methods hop there.
+final class Control: @unchecked Sendable {
+    private let boot: BootSettings
+    private let database: PostgresConfiguration
+    private let nodeName: String
+    private let report: @Sendable (NodeEvent) -> Void
+    private let reactor: Reactor
+    private let shipClient: PostgresClient
+    private let shipper: Shipper
+    private let listener: ConfigListener
+    private var resolver: NameResolver?
+    private var isClosing = false
+
+    init(
+        _ boot: BootSettings, database: PostgresConfiguration, nodeName: String, report: @escaping @Sendable (NodeEvent) -> Void
+    ) throws {
+        (self.boot, self.database, self.nodeName, self.report) = (boot, database, nodeName, report)
+        reactor = try Reactor.start(name: "control")
+        shipClient = PostgresClient(database, role: .session, on: reactor)
+        shipper = Shipper(on: reactor, session: ShipSession(shipClient), settings: Shipper.Settings(boot))
+        listener = ConfigListener(database, on: reactor)
+    }
+
+    // MARK: Start
+
+    /// Waits for the database and returns the cluster's secret. Throws where the schema is not this version's.
+    func prepare() async throws -> [UInt8] {
+        let client = PostgresClient(database, role: .session, on: reactor)
+        while true {
+            do throws(PostgresError) {
+                try await client.ready(within: Node.startPatience)
+                break
+            } catch {
+                report(.waitingForDatabase("\(error)"))
+            }
+        }
+        defer { Task { await client.shutdown() } }
+        let schema = try await Migrator(client).state()
+        guard schema.isCurrent else { throw Node.Failure.schema("\(schema)") }
+        return try await ClusterSettings.read(client).secret
+    }
+
+    /// Ships the workers' spools and what earlier processes left, and tells the workers what it hears.
+    func begin(_ workers: [Worker], _ traffic: TrafficSettings) async throws {
+        let handles = try await Self.spools(of: workers)
+        try await reactor.submit { [self] in
+            wire(workers)
+            for handle in handles { try shipper.attach(handle) }
+            shipper.adopt(root: boot.spool.directory)
+            shipClient.start()
+            listener.start()
+        }.get()
+        resolver = NameResolver(
+            changed: { addresses in
+                for worker in workers { worker.reactor.execute { worker.resolved(addresses) } }
+            }, failed: { [report] name, reason in report(.nameFailed(name: name, reason)) })
+        watchNames(of: traffic.upstreams)
+    }
+
+    private static func spools(of workers: [Worker]) async throws -> [SpoolHandle] {
+        var handles: [SpoolHandle] = []
+        for worker in workers { handles.append(try await worker.reactor.submit { worker.spool.handle }.get()) }
+        return handles
+    }
+
+    private func wire(_ workers: [Worker]) {
+        shipClient.onStateChange = { [weak self] state in self?.shipClientChanged(state) }
+        shipper.onEvent = { [report] event in report(.spool(event)) }
+        shipper.onOpened = { spool, epoch in
+            for worker in workers {
+                worker.reactor.execute { if worker.spool.id == spool { worker.spoolOpened(epoch: epoch) } }
+            }
+        }
+        for worker in workers { listener.subscribe(worker.reactor) { event in worker.heard(event) } }
+        listener.subscribe(reactor) { [unowned self] event in
+            switch event {
+            case .listening: report(.listening(lost: false))
+            case .lost: if !isClosing { report(.listening(lost: true)) }
+            case .proved, .changed, .recall: break
+            }
+        }
+    }
+
+    private func shipClientChanged(_ state: PostgresClient.State) {
+        switch state {
+        case .ready: shipper.storeReady()
+        case .lost(let error): report(.controlDatabaseLost("\(error)"))
+        case .idle, .connecting, .closed: break
+        }
+    }
+
+    func watchNames(of upstreams: [Upstream]) { resolver?.watch(NameResolver.names(of: upstreams)) }
+
+    // MARK: Stop
+
+    /// Ships what is left; false where that took longer.
+    func finish(within limit: TimeAmount) async -> Bool {
+        resolver?.stop()
+        let promise = reactor.makePromise(of: Bool.self)
+        reactor.execute { [self] in
+            var isDecided = false
+            func decide(_ value: Bool) {
+                guard !isDecided else { return }
+                isDecided = true
+                promise.succeed(value)
+            }
+            shipper.drain { decide(true) }
+            _ = reactor.startTimer(in: limit) { decide(false) }
+        }
+        return (try? await promise.futureResult.get()) ?? false
+    }
+
+    func close() async {
+        try? await reactor.submit { [self] in
+            shipper.stop()
+            isClosing = true
+            listener.close()
+            shipClient.close()
+        }.get()
+        reactor.stop()
+        reactor.join()
+    }
+}

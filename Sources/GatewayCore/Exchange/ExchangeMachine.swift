@@ -1,0 +1,166 @@
+/// One client request and its answer, as a state machine: what happened goes in, what to do comes out. No I/O and no clock.
+///
+///     resolving ──▶ admitting ──▶ forwarding ──▶ streaming ──▶ ended
+///         └────────────┴─────────────┴──────────────┴────────────▲
+///
+/// Every path ends in `ended` with exactly one ``Ending``, which says what the log and the quota hear.
+public struct ExchangeMachine: Sendable {
+    public enum Phase: Sendable, Equatable {
+        /// The route is known, the key is looked up. Legal exits: admitting, forwarding (no units to hold), ended.
+        case resolving
+        /// Quota is asked for. Legal exits: forwarding, ended.
+        case admitting
+        /// The request is on its way, the upstream's head is not there. Legal exits: streaming, ended.
+        case forwarding
+        /// The upstream's head was passed on. Legal exit: ended.
+        case streaming
+        case ended
+    }
+
+    /// What to do next.
+    public enum Step: Sendable, Equatable {
+        case admit(QuotaWant)
+        case forward
+        case refuse(Reason)
+    }
+
+    /// Why the gateway answers itself, and what the client is told besides the refusal's own words.
+    public struct Reason: Sendable, Equatable {
+        public var refusal: Refusal
+        /// Seconds.
+        public var retryAfter: Int64?
+        public var detail: String?
+
+        public init(_ refusal: Refusal, retryAfter: Int64? = nil, detail: String? = nil) {
+            self.refusal = refusal
+            self.retryAfter = retryAfter ?? refusal.retryAfter
+            self.detail = detail
+        }
+    }
+
+    /// How the exchange ended.
+    public struct Ending: Sendable, Equatable {
+        public var status: ExecutionStatus
+        public var refusal: Refusal?
+        /// What the client was answered; nil where it was not.
+        public var statusCode: UInt16?
+        /// Units to charge of those held.
+        public var charge: Int64
+        /// The answer has begun and cannot be completed: the connection must end so that the client sees it.
+        public var cutsAnswer = false
+    }
+
+    public private(set) var phase = Phase.resolving
+    public private(set) var hold: QuotaHold?
+    /// The grant that the request uses, or was refused with.
+    public private(set) var grant: KeyEntry.Grant?
+    private var upstreamStatus: UInt16?
+    private let charge: Route.Charge
+
+    public init(charge: Route.Charge) { self.charge = charge }
+
+    // MARK: Before the upstream
+
+    /// The key's entry is there. `now` is microseconds since 1970.
+    public mutating func keyResolved(_ entry: KeyEntry, route: Route, now: Int64) -> Step {
+        expect(.resolving)
+        let settings = route.settings
+        let verdict = entry.grant(for: route.service, deprecatedPasses: settings.deprecatedPasses)
+        // The service is noted before anything is refused, so that the log can name it.
+        if case .granted(let found) = verdict { grant = found }
+        if let refusal = entry.refusal(at: now) { return .refuse(Reason(refusal)) }
+        switch verdict {
+        case .refused(let refusal, let refused):
+            grant = refused
+            return .refuse(Reason(refusal))
+        case .granted(let grant):
+            phase = .admitting
+            return .admit(
+                QuotaWant(
+                    environmentID: entry.environmentID, serviceID: grant.serviceID,
+                    units: settings.charge == .never ? 0 : settings.units, limited: grant.limited, outage: settings.outage))
+        }
+    }
+
+    public mutating func admitted(_ admission: Admission) -> Step {
+        expect(.admitting)
+        switch admission {
+        case .held(let hold):
+            self.hold = hold
+            phase = .forwarding
+            return .forward
+        case .refusedUsedUp(let retryAfter, _): return .refuse(Reason(.quotaExceeded, retryAfter: retryAfter))
+        case .refusedHeld(let retryAfter, _): return .refuse(Reason(.quotaHeld, retryAfter: retryAfter))
+        case .notAssigned: return .refuse(Reason(.serviceNotAssigned))
+        case .unavailable(let retryAfter): return .refuse(Reason(.quotaUnavailable, retryAfter: retryAfter))
+        }
+    }
+
+    // MARK: The upstream
+
+    /// The upstream's final head. Charging is decided by it (quota.md, 6).
+    public mutating func upstreamAnswered(status: UInt16) {
+        expect(.forwarding)
+        upstreamStatus = status
+        phase = .streaming
+    }
+
+    /// The upstream's answer is complete.
+    public mutating func upstreamCompleted() -> Ending {
+        expect(.streaming)
+        let status = upstreamStatus!
+        return end(ExecutionStatus(upstreamStatus: status), statusCode: status, charge: isCharged(status) ? units : 0)
+    }
+
+    /// The transfer failed. Before the head the gateway answers with `reason`; after it the answer is cut.
+    ///
+    /// - Parameter attempts: how often the request went out.
+    public mutating func upstreamFailed(_ reason: Reason, attempts: Int) -> Ending {
+        let isStreaming = phase == .streaming
+        if !isStreaming { expect(.forwarding) }
+        // What is charged always is charged for having reached the upstream at all; everything else is given back.
+        let charged = charge == .always && attempts > 0 ? units : 0
+        var ending = end(ExecutionStatus(reason.refusal), statusCode: reason.refusal.status, charge: charged)
+        ending.refusal = reason.refusal
+        if isStreaming { (ending.statusCode, ending.cutsAnswer) = (upstreamStatus, true) }
+        return ending
+    }
+
+    // MARK: Other ends
+
+    /// The gateway answers itself before or instead of the upstream, or has to cut an answer that has begun.
+    public mutating func refused(_ reason: Reason, attempts: Int = 0) -> Ending {
+        precondition(phase != .ended, "refused after the end")
+        if phase == .forwarding || phase == .streaming { return upstreamFailed(reason, attempts: attempts) }
+        var ending = end(ExecutionStatus(reason.refusal), statusCode: reason.refusal.status, charge: 0)
+        ending.refusal = reason.refusal
+        return ending
+    }
+
+    /// The client's connection is gone. After the upstream's head the request is charged as it decided, before it nothing is.
+    public mutating func clientGone(attempts: Int) -> Ending {
+        precondition(phase != .ended, "gone after the end")
+        let charged: Bool
+        if let upstreamStatus { charged = isCharged(upstreamStatus) } else { charged = charge == .always && attempts > 0 }
+        return end(.clientAborted, statusCode: upstreamStatus, charge: charged ? units : 0)
+    }
+
+    private var units: Int64 { hold?.units ?? 0 }
+
+    private func isCharged(_ status: UInt16) -> Bool {
+        switch charge {
+        case .always: true
+        case .never: false
+        case .onSuccess: ExecutionStatus(upstreamStatus: status) == .success
+        }
+    }
+
+    private mutating func end(_ status: ExecutionStatus, statusCode: UInt16?, charge: Int64) -> Ending {
+        phase = .ended
+        return Ending(status: status, refusal: nil, statusCode: statusCode, charge: charge)
+    }
+
+    private func expect(_ wanted: Phase) {
+        precondition(phase == wanted, "an event of phase \(wanted) came in \(phase)")
+    }
+}
