@@ -1,4 +1,5 @@
 import NIOCore
+import Reactor
 import Testing
 
 @testable import Postgres
