@@ -50,7 +50,7 @@ struct ProcessLog: LogHandler {
     }
 
     /// A JSON string (RFC 8259, 7).
-    private static func quoted(_ text: String) -> String {
+    static func quoted(_ text: String) -> String {
         var result = "\""
         for scalar in text.unicodeScalars {
             switch scalar {
