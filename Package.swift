@@ -38,7 +38,10 @@ let package = Package(
             ]),
         .target(
             name: "GatewayStore",
-            dependencies: ["CMigrations", "GatewayCore", "Postgres", "Reactor", nio("NIOCore")]),
+            dependencies: [
+                "CMigrations", "GatewayCore", "Postgres", "Reactor", nio("NIOCore"),
+                .product(name: "Crypto", package: "swift-crypto"),
+            ]),
 
         // The shell that puts them together, and the command.
         .target(

@@ -80,6 +80,7 @@ DECLARE
     allowed   bigint;
     shared    numeric;
     unlimited bigint;
+    names     record;
 BEGIN
     SELECT p.max_request INTO allowed FROM pandora.project_service p
      WHERE p.project_id = of_project AND p.service_id = of_service FOR NO KEY UPDATE;
@@ -94,16 +95,20 @@ BEGIN
     SELECT coalesce(sum(e.max_request), 0), min(e.environment_id) FILTER (WHERE e.max_request IS NULL)
       INTO shared, unlimited
       FROM pandora.environment_service e WHERE e.project_id = of_project AND e.service_id = of_service;
+    IF unlimited IS NULL AND shared <= allowed THEN
+        RETURN;
+    END IF;
+    SELECT c.name || '/' || p.name AS project, s.name || '/' || s.version AS service INTO names
+      FROM pandora.project p JOIN pandora.client c ON c.id = p.client_id, pandora.service s
+     WHERE p.id = of_project AND s.id = of_service;
     IF unlimited IS NOT NULL THEN
-        RAISE EXCEPTION 'environment % would be unlimited, but project % has % units of service %',
-            unlimited, of_project, allowed, of_service
+        RAISE EXCEPTION 'environment "%" of project "%" would be unlimited, but the project has % units of service "%"',
+            (SELECT e.name FROM pandora.environment e WHERE e.id = unlimited), names.project, allowed, names.service
             USING ERRCODE = 'PN003', HINT = 'Give the environment a limit, or make the project unlimited.';
     END IF;
-    IF shared > allowed THEN
-        RAISE EXCEPTION 'the environments of project % would have % units of service %, but the project has %',
-            of_project, shared, of_service, allowed
-            USING ERRCODE = 'PN002', HINT = 'Raise the limit of the project or lower those of its environments.';
-    END IF;
+    RAISE EXCEPTION 'the environments of project "%" would have % units of service "%", but the project has %',
+        names.project, shared, names.service, allowed
+        USING ERRCODE = 'PN002', HINT = 'Raise the limit of the project or lower those of its environments.';
 END
 $$;
 
