@@ -4,5 +4,14 @@ import ArgumentParser
 struct Pandora: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "pandora", abstract: "An API-key gateway with exact quota and a log of every hop.",
-        subcommands: [Check.self, Serve.self])
+        subcommands: [Serve.self, Check.self, Migrate.self],
+        groupedSubcommands: [
+            CommandGroup(
+                name: "Administration",
+                subcommands: [
+                    ClientCommand.self, ProjectCommand.self, EnvironmentCommand.self, ServiceCommand.self, KeyCommand.self,
+                    QuotaCommand.self,
+                ]),
+            CommandGroup(name: "The log", subcommands: [LogsCommand.self, TraceCommand.self]),
+        ])
 }

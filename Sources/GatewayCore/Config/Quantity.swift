@@ -1,5 +1,5 @@
 /// Durations and sizes as they are written in a configuration file: a whole number and a unit, nothing between them.
-enum Quantity {
+package enum Quantity {
     static let durationUnits: [(name: String, nanoseconds: Int)] = [
         ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000),
         ("d", 86_400_000_000_000),
@@ -7,9 +7,9 @@ enum Quantity {
     static let sizeUnits: [(name: String, bytes: Int)] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)]
 
     /// What is wrong with a text that is no quantity.
-    struct Fault: Error, Equatable { var message: String }
+    package struct Fault: Error, Equatable { package var message: String }
 
-    static func duration(_ text: String) throws(Fault) -> Duration {
+    package static func duration(_ text: String) throws(Fault) -> Duration {
         let (number, unit) = split(text)
         guard let number else { throw Fault(message: "expected a duration such as 250ms, 10s or 5m, found '\(text)'") }
         if unit.isEmpty { throw Fault(message: "a duration needs a unit; did you mean '\(number)s'?") }

@@ -74,7 +74,7 @@ extension [UInt8] {
     }
 
     /// Escapes what JSON does not take in a string (RFC 8259, section 7), and DEL.
-    mutating func append(jsonEscaped text: String) {
+    package mutating func append(jsonEscaped text: String) {
         for byte in text.utf8 {
             switch byte {
             case 0x22, 0x5c: append(contentsOf: [0x5c, byte])
