@@ -71,6 +71,19 @@ class Process:
     def running(self):
         return self.process.poll() is None
 
+    def said(self, message, since=0):
+        """The JSON log lines with this message, from an offset of the log on."""
+        found = []
+        for line in self.log_path.read_bytes()[since:].splitlines():
+            if line.startswith(b"{") and message.encode() in line:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # Half a line: its end is not written yet.
+                if entry.get("message") == message:
+                    found.append(entry)
+        return found
+
     def kill(self):
         self.process.kill()
         return self.process.wait()
@@ -116,9 +129,9 @@ class PostgreSQL:
         return f"postgres://postgres@/{database}?host={self.directory}"
 
     def psql(self, sql, database="pandora"):
-        """Rows as lists of strings; fails like the OSError it is when the server is away."""
+        """Rows as lists of strings; \\gset works. Fails like the OSError it is when the server is away."""
         done = subprocess.run(["psql", "-XqAt", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-h", self.directory, "-U", "postgres",
-                               "-d", database, "-c", sql], capture_output=True, text=True, cwd="/")
+                               "-d", database, "-f", "-"], input=sql, capture_output=True, text=True, cwd="/")
         if done.returncode != 0:
             raise OSError(done.stderr.strip())
         return [line.split("\t") for line in done.stdout.splitlines()]
@@ -185,3 +198,30 @@ class Pandora:
 
     def json(self, *arguments):
         return json.loads(self.run(*arguments, "--json").stdout)
+
+
+class Gateway(Process):
+    """`pandora serve` with a configuration of its own; constructed means ready. JSON is YAML."""
+
+    def __init__(self, name, binary, configuration, directory, database_url, before=()):
+        file = pathlib.Path(directory, f"{name}.yaml")
+        file.write_text(json.dumps({
+            "node": name, "listen": ["127.0.0.1:0"], "database": {"url": "${PANDORA_DATABASE_URL}"},
+            "spool": {"directory": str(pathlib.Path(directory, f"{name}.spool"))}, **configuration}, indent=1))
+        super().__init__(name, [binary, "serve", file], directory, {"PANDORA_DATABASE_URL": database_url}, before)
+
+    def start(self):
+        since = self.log_path.stat().st_size if self.log_path.exists() else 0
+        super().start()
+
+        def ready():
+            said = self.said("ready", since)
+            if not said and not self.running():
+                raise RuntimeError(f"{self.name} exited {self.process.returncode}:\n{self.log()[-4000:]}")
+            return said
+
+        self.addresses = eventually(ready, 60, f"{self.name} is ready")[0]["listen"].split(",")
+
+    @property
+    def port(self):
+        return int(self.addresses[0].rpartition(":")[2])

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -50,7 +49,7 @@ def cpu_seconds(pid):
             fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        total += sum(int(field) for field in fields[11:13])
+        total += sum(int(field) for field in fields[11:15])
     return total / TICKS_PER_SECOND
 
 
@@ -63,15 +62,19 @@ def resident_bytes(pid):
     return total
 
 
+def pinned(core):
+    """What to put before a command to keep it on a core."""
+    return ["taskset", "-c", str(core)]
+
+
 class Server:
     """A server started for the run: pinned to a core, logged to a file, stopped at the end."""
 
     def __init__(self, name, command, core, directory, port=None, environment=None):
         self.name = name
         self.log = pathlib.Path(directory, f"{name}.log")
-        pinned = ["taskset", "-c", str(core)] if shutil.which("taskset") and core is not None else []
         self.process = subprocess.Popen(
-            pinned + [str(part) for part in command],
+            pinned(core) + [str(part) for part in command],
             stdout=self.log.open("wb"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env={**os.environ, **(environment or {})})
         if port is not None:
