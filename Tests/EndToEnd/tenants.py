@@ -1,10 +1,13 @@
-"""Tenants made by SQL: what a test needs of them in one round trip, with secrets made as the gateway makes them."""
+"""Tenants made, and the log read, by SQL: in one round trip, with secrets made as the gateway makes them."""
 
 import dataclasses
 import hashlib
 import itertools
+import json
 import secrets
 import zlib
+
+import kit
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -76,3 +79,34 @@ class Tenants:
         secret = new_secret()
         self.sql(self.insert_key(secret, environment.id) + ";")
         return secret
+
+
+class RequestLog:
+    """The table that says what happened."""
+
+    def __init__(self, postgres, database="pandora"):
+        self.postgres, self.database = postgres, database
+
+    def rows(self, condition):
+        found = self.postgres.psql(
+            f"SELECT row_to_json(r) FROM pandora.request_logs r WHERE {condition} ORDER BY id", self.database)
+        return [json.loads(row[0]) for row in found]
+
+    def row(self, request_id):
+        """The row of a request, which arrives a moment after its answer."""
+        assert request_id, "the answer carried no request id"
+        [row] = kit.eventually(lambda: self.rows(f"id = '{request_id}'"), what=f"{request_id} is in request_logs")
+        return row
+
+    def ids(self, condition="true"):
+        return {row[0] for row in self.postgres.psql(f"SELECT id FROM pandora.request_logs WHERE {condition}", self.database)}
+
+    def quota(self, environment, service):
+        """used, available, held, and what the ledger says was used in this period."""
+        [row] = self.postgres.psql(f"""
+            SELECT used_request, available_request, held_request,
+                   (SELECT sum(used_delta) FROM pandora.quota_ledger l WHERE l.environment_id = e.environment_id
+                       AND l.service_id = e.service_id AND l.period = e.period)
+              FROM pandora.environment_service e
+             WHERE environment_id = {environment.id} AND service_id = {environment.services[service]}""", self.database)
+        return [int(one) if one else None for one in row]

@@ -1,0 +1,188 @@
+"""PostgreSQL away, the gateway killed, the gateway asked to stop: nothing that was answered is lost."""
+
+import collections
+import contextlib
+import signal
+import threading
+import time
+import uuid
+
+import pytest
+
+import conftest
+import kit
+import tenants as tenancy
+from wire import Cut, Wire, request
+
+
+class Site:
+    """A PostgreSQL and a gateway that a test may break."""
+
+    def __init__(self, binary, services, directory):
+        self.binary, self.services, self.directory = binary, services, directory
+        self.postgres, self.gateway = kit.PostgreSQL(), None
+        try:
+            self.postgres.psql("CREATE DATABASE pandora", "postgres")
+            kit.Pandora(binary, self.postgres.url()).run("migrate")
+            self.tenants, self.log = tenancy.Tenants(self.postgres), tenancy.RequestLog(self.postgres)
+            self.gateway = kit.Gateway("site", binary, conftest.configuration(services, workers=2), directory, self.postgres.url())
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self):
+        if self.gateway and self.gateway.running():
+            self.gateway.kill()
+        self.postgres.remove()
+
+
+@pytest.fixture(scope="module")
+def site(binary, services, tmp_path_factory):
+    one = Site(binary, services, tmp_path_factory.mktemp("site"))
+    yield one
+    one.remove()
+
+
+class Load(threading.Thread):
+    """A client that asks again and again, and notes what it got."""
+
+    def __init__(self, site, key, token, target="/echo"):
+        super().__init__(daemon=True)
+        self.site, self.key, self.token, self.target = site, key, token, target
+        self.answered, self.unanswered, self.refused = [], 0, collections.Counter()
+        self.stopping = threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.stopping.is_set():
+            try:
+                with Wire(self.site.gateway.port, timeout=20) as wire:
+                    while not self.stopping.is_set():
+                        self.one(wire)
+            except OSError:
+                time.sleep(0.01)
+
+    def one(self, wire):
+        target = f"{self.target}?{self.token}-{len(self.answered)}"
+        try:
+            answer = wire.send(request("GET", target, key=self.key)).read()
+        except (Cut, OSError):
+            self.unanswered += 1
+            raise ConnectionError from None
+        if answer.status == 200:
+            self.answered.append(answer.id)
+        else:
+            self.refused[answer.json()["code"]] += 1
+        if answer["connection"] == "close":
+            raise ConnectionError
+
+
+@contextlib.contextmanager
+def load(site, environment, clients=8, token=None, target="/echo"):
+    running = [Load(site, environment.key, token or uuid.uuid4().hex, target) for _ in range(clients)]
+    try:
+        yield running
+    finally:
+        for one in running:
+            one.stopping.set()
+        for one in running:
+            one.join(30)
+
+
+def answered(clients):
+    return {one for client in clients for one in client.answered}
+
+
+def ask(site, key, target="/echo"):
+    with Wire(site.gateway.port) as wire:
+        return wire.send(request("GET", target, key=key)).read()
+
+
+def test_cached_keys_serve_while_postgresql_is_away(site):
+    limited, unlimited = site.tenants.environment(orders=100_000), site.tenants.environment(orders=None)
+    unknown = tenancy.new_secret()
+    ids = []
+    with load(site, limited, clients=2):
+        time.sleep(0.5)  # Traffic earns a lease that lasts for more than one request.
+    for environment in (limited, unlimited):
+        ids.append(ask(site, environment.key).id)
+    site.postgres.stop()
+    try:
+        for environment in (limited, unlimited) * 5:
+            answer = ask(site, environment.key)
+            assert answer.status == 200, answer
+            ids.append(answer.id)
+        refused = ask(site, unknown)
+        assert refused.status == 503 and int(refused["retry-after"]) > 0
+        assert refused.json()["code"] == "STORE_UNAVAILABLE"
+        ids.append(refused.id)
+        # A second asking must not be answered from what the first could not find out.
+        assert ask(site, unknown).status == 503
+    finally:
+        site.postgres.start()
+    kit.eventually(lambda: set(ids) <= site.log.ids(), 30, "what was answered meanwhile is in the log")
+    row = site.log.row(refused.id)
+    assert row["status_code"] == 503 and row["execution_status"] == "server_error"
+    kit.eventually(lambda: ask(site, unknown).status == 401, 20, "unknown keys are looked up again")
+    assert ask(site, site.tenants.environment(orders=5).key).status == 200
+
+
+def test_kill_loses_no_answered_request(site):
+    environment, token = site.tenants.environment(orders=10_000_000), uuid.uuid4().hex
+    with load(site, environment, token=token) as clients:
+        kit.eventually(lambda: len(answered(clients)) > 500, what="there is load")
+        site.gateway.kill()
+    told = answered(clients)
+    site.gateway.start()
+    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), 30, "every answered request is in the log")
+
+    def books_agree():
+        used, available, held, ledger = site.log.quota(environment, "orders")
+        served = sum(one.is_complete for one in site.services.raw.seen(token))
+        assert len(told) <= used <= served and used == ledger and held == 0 and available == 10_000_000 - used
+        [[units]] = site.postgres.psql(f"SELECT sum(units) FROM pandora.request_logs WHERE environment_id = {environment.id}")
+        return int(units) == used
+
+    kit.eventually(books_agree, 30, "answered <= charged <= served, and the lease of the dead is given back")
+
+
+def test_kill_of_postgresql_loses_no_answered_request(site):
+    environment = site.tenants.environment(orders=10_000_000)
+    with load(site, environment) as clients:
+        kit.eventually(lambda: len(answered(clients)) > 300, what="there is load")
+        site.postgres.stop(signal.SIGQUIT)
+        time.sleep(0.3)
+        site.postgres.start()
+        before = len(answered(clients))
+        kit.eventually(lambda: len(answered(clients)) > before + 100, 30, "it goes on")
+    told = answered(clients)
+    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), 30, "every answered request is in the log")
+
+    def books_agree():
+        used, available, held, ledger = site.log.quota(environment, "orders")
+        assert used == ledger and available == 10_000_000 - used and held == 0
+        return used == len(told)
+
+    kit.eventually(books_agree, 30, "each answer is charged once")
+
+
+def test_stop_answers_every_received_request_and_exits_0(site):
+    environment, token = site.tenants.environment(orders=10_000_000), uuid.uuid4().hex
+    waiting = [Wire(site.gateway.port) for _ in range(32)]
+    with load(site, environment, token=token) as clients:
+        kit.eventually(lambda: len(answered(clients)) > 200, what="there is load")
+        for wire in waiting:
+            wire.send(request("GET", f"/raw/late?late-{token}", key=environment.key))
+        kit.eventually(lambda: len(site.services.raw.seen(f"late-{token}")) == 32, what="all of them are upstream")
+        assert site.gateway.stop(60) == 0
+    late = [wire.read() for wire in waiting]
+    assert [answer.body for answer in late] == [b"late"] * 32
+    told = answered(clients) | {answer.id for answer in late}
+    served = {one.all("Pandora-Request-Id")[0] for one in site.services.raw.seen(token)}
+    assert served <= told, "an upstream was asked for an answer that no client got"
+    # What a stopped gateway answered is in the log before it is gone, its lease given back.
+    assert told <= site.log.ids(f"environment_id = {environment.id}")
+    used, available, held, ledger = site.log.quota(environment, "orders")
+    assert used == ledger == len(told) and held == 0
+    site.gateway.start()
+    assert ask(site, environment.key).status == 200

@@ -1,0 +1,174 @@
+"""Every reason for which a key is refused: its status, its problem, its row in the log."""
+
+import re
+import uuid
+
+import pytest
+
+import kit
+from tenants import new_secret
+from wire import Wire, ask, request
+
+
+def refused(log, answer, status, code, unauthorized=True):
+    """The problem and the row say the same; gives the row."""
+    assert answer.status == status, answer
+    assert answer["content-type"] == "application/problem+json"
+    assert re.fullmatch(r"req_[0-7][0-9a-hjkmnp-tv-z]{25}", answer.id)
+    problem = answer.json()
+    assert (problem["code"], problem["status"], problem["request_id"]) == (code, status, answer.id)
+    assert problem["type"] == "urn:pandora:problem:" + code.lower().replace("_", "-") and problem["title"] and problem["detail"]
+    row = log.row(answer.id)
+    assert row["status_code"] == status and row["units"] == 0 and row["attempts"] == 0
+    if unauthorized:
+        assert row["execution_status"] == "unauthorized" and row["unauthorized_reason"] == code
+    return row
+
+
+def test_no_key(gateway, log):
+    answer = ask(gateway.port, "GET", "/echo")
+    row = refused(log, answer, 401, "KEY_MISSING")
+    assert answer["www-authenticate"].startswith("Bearer")
+    assert row["api_key"] is None and row["environment_id"] is None and row["path"] == "/echo" and row["method"] == "GET"
+    assert row["remote_address"] == "127.0.0.1" and row["host"] == "raw.test"
+
+
+@pytest.mark.parametrize("junk", ["x", "pk_", "pk_" + "a" * 32 + "_000000", "Ω", "a" * 5000])
+def test_junk(gateway, log, junk):
+    refused(log, ask(gateway.port, "GET", "/echo", f"X-API-Key: {junk}"), 401, "KEY_INVALID")
+
+
+def test_unknown_key(gateway, log, raw):
+    token, secret = uuid.uuid4().hex, new_secret()
+    for _ in range(2):
+        refused(log, ask(gateway.port, "GET", f"/echo?{token}", key=secret), 401, "KEY_INVALID")
+    assert raw.seen(token) == []
+
+
+def test_key_made_after_it_was_refused(gateway, tenants, environment):
+    """A negative entry does not outlive the key's creation."""
+    secret = new_secret()
+    assert ask(gateway.port, "GET", "/echo", key=secret).status == 401
+    tenants.sql(tenants.insert_key(secret, environment.id))
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, 10, "the new key serves")
+
+
+@pytest.mark.parametrize("fields", [
+    ["X-API-Key: KEY"], ["Authorization: Bearer KEY"], ["authorization: bearer   KEY"], ["X-API-Key:KEY  "],
+    ["X-API-Key: KEY", "Authorization: Bearer KEY"], ["X-API-Key: KEY", "X-API-Key: KEY"],
+])
+def test_places_of_a_key(gateway, key, log, environment, fields):
+    answer = ask(gateway.port, "GET", "/echo", *(field.replace("KEY", key) for field in fields))
+    assert answer.status == 200 and key not in answer.json()["head"]
+    row = log.row(answer.id)
+    assert row["api_key"] == environment.key_id and row["environment_id"] == environment.id
+    assert key not in str(row)
+
+
+@pytest.mark.parametrize("fields", [
+    ["X-API-Key: KEY", "X-API-Key: OTHER"], ["X-API-Key: KEY", "Authorization: Bearer OTHER"],
+    ["Authorization: Bearer KEY", "X-API-Key: OTHER"],
+])
+def test_two_different_keys(gateway, key, tenants, environment, log, raw, fields):
+    token, other = uuid.uuid4().hex, tenants.add_key(environment)
+    answer = ask(gateway.port, "GET", f"/echo?{token}", *(field.replace("KEY", key).replace("OTHER", other) for field in fields))
+    refused(log, answer, 400, "KEY_CONFLICT", unauthorized=False)
+    assert raw.seen(token) == []
+
+
+def test_key_in_the_query_where_the_route_takes_it(gateway, key, log):
+    answer = ask(gateway.port, "GET", f"/echo?a=1&api_key={key}&b=%zz", host="query.test")
+    assert answer.status == 200 and answer.json()["head"].startswith("GET /echo?a=1&b=%zz HTTP/1.1")
+    assert key not in answer.json()["head"] and key not in str(log.row(answer.id))
+    assert ask(gateway.port, "GET", f"/echo?api_key={key}", host="query.test").json()["head"].startswith("GET /echo HTTP/1.1")
+    refused(log, ask(gateway.port, "GET", f"/echo?api_key={key}"), 401, "KEY_MISSING")
+    other = ask(gateway.port, "GET", f"/echo?api_key={new_secret()}", host="query.test", key=key)
+    refused(log, other, 400, "KEY_CONFLICT", unauthorized=False)
+
+
+def test_disabled_key_is_refused_at_once(gateway, tenants, environment, log):
+    secret = tenants.add_key(environment)
+    with Wire(gateway.port) as wire:
+        assert wire.send(request("GET", "/echo", key=secret)).read().status == 200
+        tenants.sql(f"UPDATE pandora.api_key SET status = 'disabled' WHERE prefix = '{secret[3:11]}'")
+        answer = kit.eventually(
+            lambda: next((one for one in [wire.send(request("GET", "/echo", key=secret)).read()] if one.status != 200), None),
+            5, "the key is refused")
+    row = refused(log, answer, 401, "KEY_DISABLED")
+    assert row["environment_id"] == environment.id
+    tenants.sql(f"UPDATE pandora.api_key SET status = 'enabled' WHERE prefix = '{secret[3:11]}'")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, 5, "the key serves again")
+
+
+def test_expired_key(gateway, tenants, environment, log):
+    secret = tenants.add_key(environment)
+    tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() - interval '1 s' WHERE prefix = '{secret[3:11]}'")
+    refused(log, ask(gateway.port, "GET", "/echo", key=secret), 401, "KEY_EXPIRED")
+
+
+def test_cached_key_expires_by_the_clock(gateway, tenants, environment):
+    secret = tenants.add_key(environment)
+    tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() + interval '1.5 s' WHERE prefix = '{secret[3:11]}'")
+    assert ask(gateway.port, "GET", "/echo", key=secret).status == 200
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 401, 10, "the key expires")
+
+
+@pytest.mark.parametrize("table, code", [("environment", "ENVIRONMENT_DISABLED"), ("project", "PROJECT_DISABLED")])
+def test_disabled_owner(gateway, tenants, log, table, code):
+    environment = tenants.environment(orders=None)
+    assert ask(gateway.port, "GET", "/echo", key=environment.key).status == 200
+    number = environment.id if table == "environment" else environment.project_id
+    tenants.sql(f"UPDATE pandora.{table} SET status = 'disabled' WHERE id = {number}")
+    answer = kit.eventually(
+        lambda: next((one for one in [ask(gateway.port, "GET", "/echo", key=environment.key)] if one.status != 200), None), 5)
+    row = refused(log, answer, 403, code)
+    assert row["environment_id"] == environment.id and row["api_key"] == environment.key_id
+
+
+def test_service_disabled_and_deprecated(gateway, tenants, log):
+    environment = tenants.environment(old=None)
+
+    def after(status, wanted):
+        tenants.sql(f"UPDATE pandora.service SET status = '{status}' WHERE name = 'old'")
+        return kit.eventually(lambda: next((one for one in [ask(gateway.port, "GET", "/echo", host="old.test", key=environment.key)]
+                                            if one.status == wanted), None), 5, f"the service is {status}")
+
+    after("enabled", 200)
+    row = refused(log, after("deprecated", 410), 410, "SERVICE_DEPRECATED")
+    assert row["service_id"] == environment.services["old"]
+    refused(log, after("disabled", 403), 403, "SERVICE_DISABLED")
+    after("enabled", 200)
+
+
+def test_service_not_assigned(gateway, tenants, log):
+    environment = tenants.environment(files=None)
+    row = refused(log, ask(gateway.port, "GET", "/echo", key=environment.key), 403, "SERVICE_NOT_ASSIGNED")
+    assert row["environment_id"] == environment.id
+    tenants.sql(f"""
+        INSERT INTO pandora.project_service (project_id, service_id)
+            SELECT {environment.project_id}, id FROM pandora.service WHERE name = 'orders';
+        INSERT INTO pandora.environment_service (environment_id, service_id)
+            SELECT {environment.id}, id FROM pandora.service WHERE name = 'orders'""")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=environment.key).status == 200, 5, "the service is assigned")
+
+
+def test_no_route(gateway, key, log):
+    row = refused(log, ask(gateway.port, "GET", "/x", host="nowhere.test", key=key), 404, "ROUTE_NOT_FOUND", unauthorized=False)
+    assert row["execution_status"] == "client_error" and row["route"] is None
+
+
+def test_row_of_a_success(gateway, environment, log):
+    answer = ask(gateway.port, "POST", "/echo?secret=1", key=environment.key, body=b"12345")
+    row = log.row(answer.id)
+    assert row["execution_status"] == "success" and row["status_code"] == 200 and row["unauthorized_reason"] is None
+    assert row["service_id"] == environment.services["orders"] and row["route"] == "raw" and row["units"] == 1
+    assert (row["method"], row["host"], row["path"]) == ("POST", "raw.test", "/echo"), "no query unless the route opts in"
+    assert row["attempts"] == 1 and row["repeats"] == 1 and row["target"].startswith("127.0.0.1:")
+    assert 0 < row["first_byte_us"] <= row["duration_us"] < 60_000_000
+    assert row["bytes_in"] == 5 and row["bytes_out"] == len(answer.body) and row["node"] == "gateway"
+    assert re.fullmatch("[0-9a-f]{32}", row["trace_id"])
+
+
+def test_query_is_logged_where_the_route_says_so(gateway, key, log):
+    answer = ask(gateway.port, "GET", "/echo?a=1", host="query.test", key=key)
+    assert log.row(answer.id)["path"] == "/echo?a=1"

@@ -1,0 +1,98 @@
+"""Units: never one too many, never one refused while it is free, and the books agree."""
+
+import concurrent.futures
+import re
+
+import pytest
+
+import kit
+from wire import Wire, ask, request
+
+
+def at_once(gateway, environment, count, target="/echo", host="raw.test"):
+    """So many requests in flight together; their answers."""
+    wires = [Wire(gateway.port) for _ in range(count)]
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count) as threads:
+            return list(threads.map(lambda wire: wire.send(request("GET", target, host=host, key=environment.key)).read(), wires))
+    finally:
+        for wire in wires:
+            wire.socket.close()
+
+
+@pytest.mark.parametrize("target", ["/echo", "/raw/late"])
+def test_twenty_units_and_sixty_requests_at_once(gateway, tenants, log, target):
+    environment = tenants.environment(orders=20)
+    answers = at_once(gateway, environment, 60, target)
+    assert [sum(answer.status == status for answer in answers) for status in (200, 429)] == [20, 40]
+    for answer in answers:
+        if answer.status == 429:
+            assert answer.json()["code"] in ("QUOTA_EXCEEDED", "QUOTA_HELD")
+            assert int(answer["retry-after"]) > 0
+    kit.eventually(lambda: log.quota(environment, "orders") == [20, 0, 0, 20], what="counters and ledger agree")
+    rows = log.rows(f"environment_id = {environment.id}")
+    charged = {row["id"] for row in rows if row["units"]}
+    assert charged == {answer.id for answer in answers if answer.status == 200}
+    assert sum(row["repeats"] for row in rows if row["execution_status"] == "unauthorized") == 40
+    last = ask(gateway.port, "GET", "/echo", key=environment.key)
+    assert last.status == 429 and last.json()["code"] == "QUOTA_EXCEEDED"
+    assert int(last["retry-after"]) > 5, "a monthly quota comes back at the end of the month"
+
+
+def test_every_answer_says_what_is_left(gateway, tenants, log):
+    environment = tenants.environment(orders=10)
+    left = []
+    for _ in range(10):
+        answer = ask(gateway.port, "GET", "/echo", key=environment.key)
+        assert answer.status == 200 and re.search(r"q=10\b", answer["ratelimit-policy"])
+        left.append(int(re.search(r"\br=(\d+)", answer["ratelimit"])[1]))
+    assert left[-1] == 0 and left == sorted(left, reverse=True), left
+    refused = ask(gateway.port, "GET", "/echo", key=environment.key)
+    assert refused.status == 429 and re.search(r"\br=0\b", refused["ratelimit"])
+
+
+def test_unlimited_row_has_no_quota_fields_and_is_counted(gateway, tenants, log):
+    environment = tenants.environment(orders=None)
+    answer = ask(gateway.port, "GET", "/echo", key=environment.key)
+    assert answer.status == 200 and answer["ratelimit"] is None
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, None, 0, 1])
+
+
+@pytest.mark.parametrize("target, host", [("/raw/error", "raw.test"), ("/raw/nothing", "raw.test"), ("/raw/short", "raw.test"),
+                                          ("/", "refused.test"), ("/raw/hang", "impatient.test"), ("/echo", "never.test")])
+def test_failures_give_their_unit_back(gateway, tenants, log, target, host):
+    environment = tenants.environment(orders=1)
+    for _ in range(3):
+        with Wire(gateway.port) as wire:
+            wire.send(request("GET", target, host=host, key=environment.key))
+            assert b" 429 " not in wire._until(b"\r\n\r\n")
+    assert ask(gateway.port, "GET", "/echo", key=environment.key).status == 200
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 0, 0, 1])
+
+
+def test_route_may_charge_failures_and_several_units(gateway, tenants, log):
+    environment = tenants.environment(orders=11)
+    assert ask(gateway.port, "GET", "/raw/error", host="always.test", key=environment.key).status == 500
+    for _ in range(2):
+        assert ask(gateway.port, "GET", "/echo", host="dear.test", key=environment.key).status == 200
+    assert ask(gateway.port, "GET", "/echo", key=environment.key).status == 429
+    kit.eventually(lambda: log.quota(environment, "orders") == [11, 0, 0, 11])
+
+
+def test_raised_limit_serves_at_once(gateway, tenants, log):
+    environment = tenants.environment(orders=1)
+    tenants.sql(f"UPDATE pandora.project_service SET max_request = 5 WHERE project_id = {environment.project_id}")
+    assert [ask(gateway.port, "GET", "/echo", key=environment.key).status for _ in range(2)] == [200, 429]
+    tenants.sql(f"UPDATE pandora.environment_service SET max_request = 3 WHERE environment_id = {environment.id}")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=environment.key).status == 200, 10)
+    assert [ask(gateway.port, "GET", "/echo", key=environment.key).status for _ in range(2)] == [200, 429]
+    kit.eventually(lambda: log.quota(environment, "orders") == [3, 0, 0, 3])
+
+
+def test_two_gateways_share_what_there_is(gateway, make_gateway, tenants, log):
+    other = make_gateway("neighbour", workers=1)
+    environment = tenants.environment(orders=50)
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        answers = sum(both.map(lambda node: at_once(node, environment, 50), (gateway, other)), [])
+    assert [sum(answer.status == status for answer in answers) for status in (200, 429)] == [50, 50]
+    kit.eventually(lambda: log.quota(environment, "orders") == [50, 0, 0, 50])
