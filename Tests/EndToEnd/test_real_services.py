@@ -117,7 +117,7 @@ def test_slow_reader_gets_it_all(nginx):
 
 
 @pytest.mark.parametrize("target, options", [
-    ("/html", []), ("/robots.txt", []), ("/image/png", []), ("/encoding/utf8", []), ("/xml", []), ("/get", ["-I"]),
+    ("/html", []), ("/robots.txt", []), ("/image/png", []), ("/encoding/utf8", []), ("/xml", []), ("/html", ["-I"]),
     ("/bytes/10000?seed=1", []), ("/stream-bytes/20000?seed=2&chunk_size=777", []), ("/range/1000", ["-r", "10-20"]),
     ("/range/1000", []), ("/redirect-to?url=http://example.com/&status_code=307", []), ("/relative-redirect/2", []),
     ("/redirect/1", []), ("/absolute-redirect/2", []), ("/redirect-to?url=/get&status_code=303", ["-X", "POST"]),
@@ -125,7 +125,7 @@ def test_slow_reader_gets_it_all(nginx):
     ("/response-headers?X-A=1&X-A=2&X-Empty=", []), ("/status/204", []), ("/status/304", []), ("/status/418", []),
     ("/status/451", []), ("/status/500", []), ("/status/503", []), ("/status/599", []), ("/etag/tag", ["-H", "If-None-Match: tag"]),
     ("/etag/tag", ["-H", "If-Match: other"]), ("/cache", ["-H", "If-Modified-Since: x"]), ("/basic-auth/u/p", []),
-    ("/basic-auth/u/p", ["-u", "u:p"]), ("/hidden-basic-auth/u/p", []), ("/delay/1", ["-I"]), ("/drip?numbytes=20&duration=1", []),
+    ("/basic-auth/u/p", ["-u", "u:p"]), ("/hidden-basic-auth/u/p", []), ("/drip?numbytes=20&duration=1", []),
     ("/base64/aGVsbG8=", []), ("/links/3/1", []), ("/user-agent", ["-A", "an agent/1"]), ("/missing", []), ("/deny", []),
     ("/get", ["-X", "POST", "-d", ""]),
 ])
