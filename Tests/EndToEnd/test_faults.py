@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -89,6 +90,18 @@ def load(site, environment, clients=8, token=None, target="/echo"):
             one.join(30)
 
 
+@contextlib.contextmanager
+def saturated(site, environment):
+    """wrk beside the clients that count: it keeps the gateway busy and forgets."""
+    wrk = subprocess.Popen(["wrk", "-t", "1", "-c", "32", "-d", "30s", "-H", "Host: nginx.test", "-H", f"X-API-Key: {environment.key}",
+                            f"http://127.0.0.1:{site.gateway.port}/small.txt"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        wrk.kill()
+        wrk.wait()
+
+
 def answered(clients):
     return {one for client in clients for one in client.answered}
 
@@ -129,7 +142,7 @@ def test_cached_keys_serve_while_postgresql_is_away(site):
 
 def test_kill_loses_no_answered_request(site):
     environment, token = site.tenants.environment(orders=10_000_000), uuid.uuid4().hex
-    with load(site, environment, token=token) as clients:
+    with saturated(site, site.tenants.environment(files=10_000_000)), load(site, environment, token=token) as clients:
         kit.eventually(lambda: len(answered(clients)) > 500, what="there is load")
         site.gateway.kill()
     told = answered(clients)
