@@ -55,7 +55,7 @@ let package = Package(
         .executableTarget(
             name: "pandora",
             dependencies: [
-                "Gateway", "GatewayCore", "GatewayStore", "Postgres", "PrivateCluster", "Reactor",
+                "Curl", "Gateway", "GatewayCore", "GatewayStore", "Postgres", "PrivateCluster", "Reactor",
                 nio("NIOCore"), nio("NIOHTTP1"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),

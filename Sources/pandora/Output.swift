@@ -11,7 +11,7 @@ enum Output {
     static func error(_ text: String) { _ = write(text + "\n", to: STDERR_FILENO) }
 
     /// False where nobody reads any more.
-    private static func write(_ text: String, to descriptor: CInt) -> Bool {
+    static func write(_ text: String, to descriptor: CInt) -> Bool {
         var bytes = Array(text.utf8)[...]
         while !bytes.isEmpty {
             let count = bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress!, $0.count) }

@@ -4,7 +4,7 @@ import ArgumentParser
 struct Pandora: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "pandora", abstract: "An API-key gateway with exact quota and a log of every hop.",
-        subcommands: [Serve.self, Check.self, Migrate.self],
+        subcommands: [Serve.self, Dev.self, Check.self, Migrate.self],
         groupedSubcommands: [
             CommandGroup(
                 name: "Administration",

@@ -35,10 +35,7 @@ struct Serve: AsyncParsableCommand {
         }
         signals.isOrderly = true
         log.notice("ready", metadata: ["listen": "\(node.addresses.map(\.hostAndPort).joined(separator: ","))"])
-        for await signal in signals.received {
-            guard signal == SIGHUP else { break }
-            reload(node, log)
-        }
+        await Self.follow(signals, node, log, file: file)
         await node.stop()
     }
 
@@ -60,11 +57,15 @@ struct Serve: AsyncParsableCommand {
         }
     }
 
-    private func reload(_ node: Node, _ log: Logger) {
-        do throws(ConfigurationErrors) {
-            node.reload(try Configuration.load(path: file).traffic)
-        } catch {
-            log.log(.reloadRefused(error.description))
+    /// Reloads on SIGHUP; returns on the first other signal.
+    static func follow(_ signals: Signals, _ node: Node, _ log: Logger, file: String) async {
+        for await signal in signals.received {
+            guard signal == SIGHUP else { return }
+            do throws(ConfigurationErrors) {
+                node.reload(try Configuration.load(path: file).traffic)
+            } catch {
+                log.log(.reloadRefused(error.description))
+            }
         }
     }
 }

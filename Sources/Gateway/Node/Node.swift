@@ -60,6 +60,7 @@ public final class Node: @unchecked Sendable {
             workers.append(try await reactor.submit { try Worker(parts, index: index, on: reactor) }.get())
         }
         try await control.begin(workers, configuration.traffic)
+        for worker in workers { await worker.untilDatabaseIsReady() }
         try await listen()
     }
 

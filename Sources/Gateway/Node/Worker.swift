@@ -80,6 +80,9 @@ final class Worker: TurnHook, @unchecked Sendable {
         startTicking()
     }
 
+    /// So that the first request does not find the database away; without it the worker serves nevertheless.
+    func untilDatabaseIsReady() async { try? await database.ready(within: Node.startPatience) }
+
     private func databaseChanged(_ state: PostgresClient.State) {
         switch state {
         case .ready: quota.storeReady()
