@@ -36,7 +36,8 @@ BEGIN
     END - 1;
     LOOP
         boundary := pandora.period_boundary(anchor, frequency, time_zone, k);
-        EXIT WHEN boundary > after;
+        -- NULL: no such frequency, which the table's CHECK says better.
+        EXIT WHEN boundary > after OR boundary IS NULL;
         k := k + 1;
     END LOOP;
     RETURN boundary;

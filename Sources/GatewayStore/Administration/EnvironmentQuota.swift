@@ -90,7 +90,8 @@ extension EnvironmentQuota {
 }
 
 private enum EnvironmentQuotaSQL {
-    /// Locks in the order of everybody else: the project's row, then the environment's.
+    /// Locks in the order of everybody else: the project's row, then the environment's; and `before` is read before the change,
+    /// after which it would find nothing to lock.
     static let set = Statement(
         name: "environment_quota_set",
         sql: """

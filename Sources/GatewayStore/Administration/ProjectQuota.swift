@@ -127,7 +127,8 @@ extension ResetRule {
 }
 
 private enum ProjectQuotaSQL {
-    /// What is not given of a new row is what the table's defaults are.
+    /// What is not given of a new row is what the table's defaults are. `before` is read first, because after a change of the
+    /// same statement it would find nothing to lock.
     static let set = Statement(
         name: "project_quota_set",
         sql: """
@@ -137,7 +138,7 @@ private enum ProjectQuotaSQL {
                 INSERT INTO pandora.project_service AS q
                        (project_id, service_id, max_request, reset_frequency, anchor, time_zone)
                 SELECT $2, $3, $5, $7, coalesce($8::timestamp, '2024-01-01 00:00'), coalesce($9, 'UTC')
-                 WHERE $4 OR EXISTS (SELECT FROM before)
+                  FROM (SELECT count(*) AS rows FROM before) AS locked WHERE $4 OR locked.rows > 0
                 ON CONFLICT (project_id, service_id) DO UPDATE
                    SET max_request = CASE WHEN $4 THEN $5 ELSE q.max_request END,
                        reset_frequency = CASE WHEN $6 THEN $7 ELSE q.reset_frequency END,

@@ -77,11 +77,10 @@ public struct LogFollower: Sendable {
     }
 
     private func begin(_ reader: LogReader, _ newest: Int, _ memory: inout FollowMemory) async throws(PostgresError) -> [LogEntry] {
-        let entries = try await reader.newest(newest, filter)
-        let shown = Self.unseen(entries, &memory)
-        // What is older than the first of them was left out on purpose.
-        if entries.count == newest, let first = entries.first, let id = RequestID(first.id) { memory.begin(after: id) }
-        return shown
+        let entries = try await reader.newest(max(newest, 1), filter)
+        // What is older than the first of them was left out on purpose, and so is it where none is wanted.
+        if entries.count == max(newest, 1), let id = entries.first.flatMap({ RequestID($0.id) }) { memory.begin(after: id) }
+        return Self.unseen(entries.suffix(newest), &memory)
     }
 
     private func catchUp(
@@ -96,7 +95,7 @@ public struct LogFollower: Sendable {
         }
     }
 
-    private static func unseen(_ entries: [LogEntry], _ memory: inout FollowMemory) -> [LogEntry] {
+    private static func unseen(_ entries: some Sequence<LogEntry>, _ memory: inout FollowMemory) -> [LogEntry] {
         entries.filter { entry in RequestID(entry.id).map { memory.show($0) } ?? true }
     }
 }

@@ -1,0 +1,145 @@
+import Postgres
+import TestKit
+import Testing
+
+@testable import GatewayStore
+
+/// When a period ends, and what a reset does.
+@Suite struct PeriodTests {
+    private struct Case: Sendable {
+        var frequency: String
+        var anchor: String
+        var zone = "UTC"
+        var after: String
+        var boundary: String
+    }
+
+    private static let cases = [
+        Case(frequency: "daily", anchor: "2024-01-01", after: "2026-03-10 13:00Z", boundary: "2026-03-11 00:00Z"),
+        // A boundary is the first moment of the next period.
+        Case(frequency: "daily", anchor: "2024-01-01", after: "2026-03-11 00:00Z", boundary: "2026-03-12 00:00Z"),
+        Case(frequency: "daily", anchor: "2024-01-01 06:30", after: "2026-03-11 06:29:59Z", boundary: "2026-03-11 06:30Z"),
+        // Weeks begin on Mondays where the anchor does.
+        Case(frequency: "weekly", anchor: "2024-01-01", after: "2026-03-10 00:00Z", boundary: "2026-03-16 00:00Z"),
+        Case(frequency: "biweekly", anchor: "2024-01-01", after: "2026-03-10 00:00Z", boundary: "2026-03-23 00:00Z"),
+        // Before the anchor, too.
+        Case(frequency: "weekly", anchor: "2030-01-07", after: "2026-03-10 00:00Z", boundary: "2026-03-16 00:00Z"),
+        Case(frequency: "monthly", anchor: "2030-01-31", after: "2026-02-01 00:00Z", boundary: "2026-02-28 00:00Z"),
+        // Month ends are kept, not drifted from.
+        Case(frequency: "monthly", anchor: "2025-01-31", after: "2025-01-31 00:00Z", boundary: "2025-02-28 00:00Z"),
+        Case(frequency: "monthly", anchor: "2025-01-31", after: "2025-02-28 00:00Z", boundary: "2025-03-31 00:00Z"),
+        Case(frequency: "monthly", anchor: "2025-01-31", after: "2025-03-31 00:00Z", boundary: "2025-04-30 00:00Z"),
+        Case(frequency: "monthly", anchor: "2025-01-30", after: "2025-02-28 00:00Z", boundary: "2025-03-30 00:00Z"),
+        Case(frequency: "monthly", anchor: "2025-12-31", after: "2025-12-31 00:00Z", boundary: "2026-01-31 00:00Z"),
+        // Leap years.
+        Case(frequency: "monthly", anchor: "2023-01-31", after: "2024-02-01 00:00Z", boundary: "2024-02-29 00:00Z"),
+        Case(frequency: "monthly", anchor: "2024-02-29", after: "2025-02-01 00:00Z", boundary: "2025-02-28 00:00Z"),
+        Case(frequency: "monthly", anchor: "2024-02-29", after: "2025-02-28 00:00Z", boundary: "2025-03-29 00:00Z"),
+        Case(frequency: "monthly", anchor: "2024-02-29", after: "2028-02-01 00:00Z", boundary: "2028-02-29 00:00Z"),
+        // Not a leap year.
+        Case(frequency: "monthly", anchor: "2024-02-29", after: "2100-02-01 00:00Z", boundary: "2100-02-28 00:00Z"),
+        // A day of 23 hours and one of 25.
+        Case(frequency: "daily", anchor: "2024-01-01", zone: "Europe/Madrid", after: "2026-03-28 23:00Z", boundary: "2026-03-29 22:00Z"),
+        Case(frequency: "daily", anchor: "2024-01-01", zone: "Europe/Madrid", after: "2026-10-24 22:00Z", boundary: "2026-10-25 23:00Z"),
+        // 02:30 does not exist on 29 March and exists twice on 25 October: one boundary a day all the same.
+        Case(frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid", after: "2026-03-28 01:30Z", boundary: "2026-03-29 01:30Z"),
+        Case(frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid", after: "2026-03-29 01:30Z", boundary: "2026-03-30 00:30Z"),
+        Case(frequency: "monthly", anchor: "2024-01-01", zone: "Asia/Kolkata", after: "2026-02-28 18:29:59Z", boundary: "2026-02-28 18:30Z"),
+        Case(frequency: "weekly", anchor: "2024-01-01", zone: "America/Los_Angeles", after: "2026-03-02 08:00Z", boundary: "2026-03-09 07:00Z"),
+    ]
+
+    @Test func theNextBoundary() async throws {
+        try await withStore { store in
+            for one in Self.cases {
+                let found = try await store.run(
+                    """
+                    SELECT next_boundary('\(one.anchor)', '\(one.frequency)', '\(one.zone)', '\(one.after)') = '\(one.boundary)',
+                           next_boundary('\(one.anchor)', '\(one.frequency)', '\(one.zone)', '\(one.after)')
+                    """)
+                #expect(found[0].hasPrefix("t|"), "\(one): \(found)")
+            }
+            #expect(try await store.run("SELECT next_boundary('2024-01-01', NULL, 'UTC', now())") == [""])
+        }
+    }
+
+    /// Of all boundaries around a moment, the first one after it: no clamped month end and no hour of summer time is stepped
+    /// over, whatever the anchor, frequency and zone.
+    @Test(arguments: ["UTC", "Europe/Madrid", "America/Santiago", "Australia/Lord_Howe", "Pacific/Apia", "America/Sao_Paulo"])
+    func noBoundaryIsSteppedOver(_ zone: String) async throws {
+        try await withStore { store in
+            let wrong = try await store.run(
+                """
+                SELECT frequency, anchor, moment FROM
+                    (VALUES ('daily', 1), ('weekly', 7), ('biweekly', 14), ('monthly', 30.436875)) AS f (frequency, days),
+                    unnest('{2024-01-01 00:00, 2024-02-29 02:30, 2023-12-31 23:59:59.999999, 2025-10-30 01:30}'::timestamp[]) AS anchor,
+                    generate_series('2023-06-01 00:17Z', '2028-06-01'::timestamptz, interval '5 days 7 hours 13 minutes') AS moment,
+                    LATERAL (SELECT floor(extract(epoch FROM moment - anchor) / (86400 * days))::bigint AS around) AS guess,
+                    LATERAL (
+                        SELECT min(b) AS boundary FROM generate_series(around - 5, around + 5) AS k,
+                               LATERAL period_boundary(anchor, frequency, '\(zone)', k) AS b WHERE b > moment) AS expected
+                 WHERE next_boundary(anchor, frequency, '\(zone)', moment) IS DISTINCT FROM boundary
+                """)
+            #expect(wrong == [])
+        }
+    }
+
+    @Test func theCalendarSetsTheNextReset() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            let isFirst = "next_reset = date_trunc('month', now()) + interval '1 month'"
+            #expect(try await store.run("SELECT \(isFirst) FROM project_service") == ["t"])
+            try await store.run("UPDATE project_service SET reset_frequency = NULL")
+            #expect(try await store.run("SELECT next_reset FROM project_service") == [""])
+            try await store.run("UPDATE project_service SET reset_frequency = 'daily', time_zone = 'Asia/Tokyo'")
+            #expect(try await store.run("SELECT to_char(next_reset AT TIME ZONE 'UTC', 'HH24:MI') FROM project_service") == ["15:00"])
+            #expect(try await store.refusal(of: "UPDATE project_service SET time_zone = 'Mars/Olympus'") == "22023")
+            #expect(try await store.refusal(of: "UPDATE project_service SET reset_frequency = 'yearly'") == "23514")
+            #expect(try await store.refusal(of: "UPDATE project_service SET anchor = 'infinity'") != nil)
+        }
+    }
+
+    @Test func aResetOpensANewPeriodOfEveryEnvironment() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100, environments: 2)
+            try await store.run(
+                """
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60), (2, 1, 40);
+                UPDATE environment_service SET used_request = 30, available_request = max_request - 30, held_request = 5;
+                """)
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["f"])
+            #expect(try await store.run("SELECT DISTINCT period FROM environment_service") == ["1"])
+            // Down for years: one reset makes up for all of them.
+            try await store.run("UPDATE project_service SET next_reset = '2020-01-01Z'")
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["f"])
+            #expect(
+                try await store.run("SELECT used_request, held_request, available_request, period FROM environment_service ORDER BY environment_id")
+                    == ["0|0|60|2", "0|0|40|2"])
+            #expect(try await store.run("SELECT next_reset = date_trunc('month', now()) + interval '1 month' FROM project_service") == ["t"])
+            #expect(
+                try await store.run("SELECT environment_id, kind, limit_delta FROM quota_ledger WHERE period = 2 ORDER BY 1")
+                    == ["1|opened|60", "2|opened|40"])
+            #expect(try await store.run("SELECT reset_next_due()") == ["f"])
+        }
+    }
+
+    @Test func nodesThatFindAResetDueAtOnceDoItOnce() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60); UPDATE project_service SET next_reset = '2020-01-01Z'")
+            var clients: [PostgresClient] = []
+            for _ in 0..<6 { clients.append(try await store.connect()) }
+            let done = try await withThrowingTaskGroup(of: String?.self) { group in
+                for (index, client) in clients.enumerated() {
+                    let call = index.isMultiple(of: 2) ? "reset_if_due(1, 1)" : "reset_next_due()"
+                    group.addTask { try await client.script("SELECT pandora.\(call)")[0].string(0) }
+                }
+                return try await group.reduce(into: []) { $0.append($1) }
+            }
+            #expect(done.count { $0 == "t" } == 1)
+            #expect(try await store.run("SELECT period FROM environment_service") == ["2"])
+            for client in clients { await client.shutdown() }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+import GatewayStore
+import Glibc
+import NIOCore
+import Postgres
+import Reactor
+import TestKit
+import Testing
+
+/// A migrated database of one's own, and a connection to it.
+struct Store: Sendable {
+    let database: TestDatabase
+    let reactor: Reactor
+    let client: PostgresClient
+
+    var admin: Administration { Administration(client, actor: "test") }
+
+    /// Rows of the last command, columns separated by `|`.
+    @discardableResult
+    func run(_ sql: String) async throws -> [String] {
+        try await client.script("SET search_path = pandora; " + sql).map { row in
+            (0..<row.columns).map { row.string($0) ?? "" }.joined(separator: "|")
+        }
+    }
+
+    /// The SQLSTATE that the server refuses commands with; nil where it does not.
+    func refusal(of sql: String) async throws -> String? {
+        do { try await run(sql) } catch let error as PostgresError { return error.sqlState?.code }
+        return nil
+    }
+
+    /// Another connection.
+    func connect() async throws -> PostgresClient {
+        try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+    }
+
+    /// One client, project and service, and environments e1, e2 …; the service is assigned to the project.
+    func seed(limit: Int64?, environments: Int = 1) async throws {
+        try await run(
+            """
+            INSERT INTO client (name) VALUES ('c');
+            INSERT INTO project (client_id, name) VALUES (1, 'p');
+            INSERT INTO service (name) VALUES ('s');
+            INSERT INTO environment (project_id, name) SELECT 1, 'e' || n FROM generate_series(1, \(environments)) AS n ORDER BY n;
+            INSERT INTO project_service (project_id, service_id, max_request, reset_frequency)
+                VALUES (1, 1, \(limit.map(String.init) ?? "NULL"), 'monthly');
+            """)
+    }
+}
+
+extension TestDatabase.Template {
+    static let schema = TestDatabase.Template("store_schema") { database in
+        try await withClient(of: database) { client, _ in try await Migrator(client).migrate() }
+    }
+}
+
+func withStore(_ body: (Store) async throws -> Void) async throws {
+    let database = try await TestDatabase.create(from: .schema)
+    try await withClient(of: database) { client, reactor in
+        try await body(Store(database: database, reactor: reactor, client: client))
+    }
+}
+
+/// A reactor and a connection, ended with the test.
+func withClient(of database: TestDatabase, _ body: (PostgresClient, Reactor) async throws -> Void) async throws {
+    let reactor = try Reactor.start(name: "store-test")
+    let outcome: Result<Void, any Error>
+    do {
+        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        do {
+            outcome = .success(try await body(client, reactor))
+        } catch {
+            outcome = .failure(error)
+        }
+        await client.shutdown()
+    } catch {
+        outcome = .failure(error)
+    }
+    reactor.stop()
+    try await offTheCooperativePool { reactor.join() }
+    try outcome.get()
+}
+
+/// What the body must be refused with.
+func refusal<Value>(
+    _ body: () async throws(AdministrationError) -> Value, sourceLocation: SourceLocation = #_sourceLocation
+) async -> AdministrationError.Code? {
+    do throws(AdministrationError) {
+        _ = try await body()
+    } catch {
+        return error.code
+    }
+    Issue.record("not refused", sourceLocation: sourceLocation)
+    return nil
+}
+
+/// Waits until something is so; ten seconds are enough for anything here.
+func eventually(_ what: Comment, _ isSo: () async throws -> Bool) async throws {
+    for _ in 0..<1000 {
+        if try await isSo() { return }
+        try await Task.sleep(for: .milliseconds(10))
+    }
+    Issue.record("never: \(what)")
+}
+
+enum WallClock {
+    /// Since 1970.
+    static var milliseconds: Int64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return Int64(time.tv_sec) * 1000 + Int64(time.tv_nsec) / 1_000_000
+    }
+}
