@@ -77,6 +77,10 @@ void clinux_name_thread(const char *name) {
     pthread_setname_np(pthread_self(), shortened);
 }
 
+int clinux_spawn_close_from(posix_spawn_file_actions_t *actions, int first) {
+    return -posix_spawn_file_actions_addclosefrom_np(actions, first);
+}
+
 int clinux_accept(int listener, void *address, uint32_t *length) {
     return result(accept4(listener, address, length, SOCK_CLOEXEC | SOCK_NONBLOCK));
 }

@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 
 /// A shell that does something when we say so or when we die, by whatever signal: it reads a socket whose other end only this
@@ -79,7 +80,8 @@ func run(_ command: [String]) throws -> (status: CInt, output: String) {
     return (status, readFile("/proc/self/fd/\(file)"))
 }
 
-/// Starts a command in a session of its own, so that the terminal's signals pass it by, with no signal blocked or ignored.
+/// Starts a command in a session of its own, so that the terminal's signals pass it by, with no signal blocked or ignored and
+/// no descriptor but its three: a connection that a server inherited would end for its peer only when the server does.
 private func spawn(_ command: [String], input: CInt, logFile: String) throws -> pid_t {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
@@ -87,6 +89,7 @@ private func spawn(_ command: [String], input: CInt, logFile: String) throws -> 
     posix_spawn_file_actions_adddup2(&actions, input, 0)
     posix_spawn_file_actions_addopen(&actions, 1, logFile, O_WRONLY | O_CREAT | O_APPEND, 0o600)
     posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    clinux_spawn_close_from(&actions, 3)
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }

@@ -54,6 +54,26 @@ import TestKit
         }
     }
 
+    /// A connection that a server inherited would end for its peer only when the server does.
+    @Test func aServerInheritsNoDescriptor() async throws {
+        let received = try await offTheCooperativePool {
+            var ends: [Int32] = [0, 0]
+            // Not close-on-exec, as with a library that forgot it.
+            precondition(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
+            var options = PrivateCluster.Options()
+            options.isDurable = false
+            let cluster = try PrivateCluster.temporary(options: options)
+            close(ends[1])
+            // The end is there at once, or it does not come while the server runs.
+            var byte: UInt8 = 0
+            let received = recv(ends[0], &byte, 1, Int32(MSG_DONTWAIT))
+            close(ends[0])
+            try cluster.stop()
+            return received
+        }
+        #expect(received == 0)
+    }
+
     @Test func aRelativeFolderIsRefused() {
         #expect(throws: PrivateClusterError.self) { try PrivateCluster.create(in: "relative") }
     }

@@ -1,3 +1,4 @@
+internal import CLinux
 import Foundation
 
 /// A service on a plain socket that does exactly what its script says, one thread per connection, and records every request
@@ -40,6 +41,7 @@ public final class ScriptedUpstream: Sendable {
         var requests: [Request] = []
         var connections = 0
         var open: Set<Int32> = []
+        var isClosed = false
     }
 
     /// Everything that was read so far.
@@ -50,7 +52,8 @@ public final class ScriptedUpstream: Sendable {
     public var openConnections: Int { state.withLock { $0.open.count } }
 
     public init(_ misbehave: @escaping @Sendable (Connection) throws -> Void) {
-        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        // Close-on-exec, as is every connection: a server that a test starts meanwhile would keep it open.
+        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         precondition(listener >= 0)
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
@@ -64,20 +67,39 @@ public final class ScriptedUpstream: Sendable {
         let state = Locked(State())
         (self.listener, self.state, port) = (listener, state, Int(UInt16(bigEndian: address.sin_port)))
         Thread.detachNewThread {
-            while true {
-                let descriptor = accept(listener, nil, nil)
-                guard descriptor >= 0 else { return }
-                let number = state.withLock { state -> Int in
-                    state.open.insert(descriptor)
-                    defer { state.connections += 1 }
-                    return state.connections
-                }
+            while let connection = ScriptedUpstream.nextConnection(listener, state) {
                 Thread.detachNewThread {
-                    let connection = Connection(descriptor: descriptor, number: number, state: state)
-                    try? misbehave(connection)
-                    connection.close()
+                    try? misbehave(connection.value)
+                    connection.value.close()
                 }
             }
+            // Only here: a number that was closed while this thread accepts might be another upstream's listener by then.
+            Foundation.close(listener)
+        }
+    }
+
+    /// Carries a connection from the accepting thread to its own.
+    private struct Accepted: @unchecked Sendable { let value: Connection }
+
+    /// nil when the upstream is closed.
+    private static func nextConnection(_ listener: Int32, _ state: Locked<State>) -> Accepted? {
+        while true {
+            let descriptor = clinux_accept(listener, nil, nil)
+            let number = state.withLock { state -> Int? in
+                guard !state.isClosed, descriptor >= 0 else { return nil }
+                state.open.insert(descriptor)
+                defer { state.connections += 1 }
+                return state.connections
+            }
+            if let number {
+                // A script's calls block.
+                _ = fcntl(descriptor, F_SETFL, 0)
+                return Accepted(value: Connection(descriptor: descriptor, number: number, state: state))
+            }
+            if descriptor >= 0 { Foundation.close(descriptor) }
+            if state.withLock({ $0.isClosed }) { return nil }
+            // ECONNABORTED, or the process is short of descriptors for a moment.
+            usleep(1_000)
         }
     }
 
@@ -95,8 +117,11 @@ public final class ScriptedUpstream: Sendable {
 
     /// Stops accepting and ends every connection.
     public func close() {
-        shutdown(listener, Int32(SHUT_RDWR))
-        Foundation.close(listener)
-        state.withLock { for descriptor in $0.open { shutdown(descriptor, Int32(SHUT_RDWR)) } }
+        state.withLock { state in
+            guard !state.isClosed else { return }
+            state.isClosed = true
+            shutdown(listener, Int32(SHUT_RDWR))
+            for descriptor in state.open { shutdown(descriptor, Int32(SHUT_RDWR)) }
+        }
     }
 }

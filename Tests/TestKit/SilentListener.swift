@@ -6,7 +6,7 @@ public final class SilentListener: Sendable {
     private let descriptors: [Int32]
 
     public init() {
-        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
         address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
@@ -16,7 +16,7 @@ public final class SilentListener: Sendable {
             let pointer = bytes.assumingMemoryBound(to: sockaddr.self).baseAddress!
             precondition(bind(listener, pointer, length) == 0 && listen(listener, 0) == 0 && getsockname(listener, pointer, &length) == 0)
             for _ in 0..<4 {
-                let filler = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0)
+                let filler = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue), 0)
                 _ = connect(filler, pointer, length)
                 filling.append(filler)
             }

@@ -1,4 +1,3 @@
-import Dispatch
 import Foundation
 public import PrivateCluster
 
@@ -120,9 +119,9 @@ extension PrivateCluster {
     }
 }
 
-/// Runs what blocks on a thread that nobody else waits for.
+/// Runs what blocks on a thread of its own: a queue's threads are few, and blocked ones hold up everybody else's work.
 public func offTheCooperativePool<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) async throws -> Value {
     try await withCheckedThrowingContinuation { continuation in
-        DispatchQueue.global().async { continuation.resume(with: Result { try body() }) }
+        Thread.detachNewThread { continuation.resume(with: Result { try body() }) }
     }
 }

@@ -1,6 +1,7 @@
 #ifndef PANDORA_CLINUX_H
 #define PANDORA_CLINUX_H
 
+#include <spawn.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -37,6 +38,9 @@ void clinux_eventfd_drain(int descriptor);
 
 /// pthread_setname_np(3) of the calling thread; longer names are cut to 15 bytes
 void clinux_name_thread(const char *name);
+
+/// posix_spawn_file_actions_addclosefrom_np(3): the program gets no descriptor from `first` on
+int clinux_spawn_close_from(posix_spawn_file_actions_t *actions, int first);
 
 /// accept4(2) with SOCK_CLOEXEC | SOCK_NONBLOCK; the peer's address goes to `address` (128 bytes)
 int clinux_accept(int listener, void *address, uint32_t *length);
