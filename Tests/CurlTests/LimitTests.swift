@@ -5,7 +5,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(1))) struct LimitTests {
+@Suite(.timeLimit(.minutes(2))) struct LimitTests {
     @Test func transfersHaveALimit() async throws {
         let silent = ScriptedUpstream { try $0.waitForEnd() }
         defer { silent.close() }
@@ -69,14 +69,14 @@ import Testing
         defer { silent.close() }
         let bench = try Bench(CurlConfiguration())
         let (first, second) = (Recorder(), Recorder())
-        var ask = Ask(silent.port)
-        ask.timeouts.connect = short
-        ask.transfersMax = 1
-        let final = ask
-        try await bench.onLoop { client in
-            let destination = final.destination()
-            _ = try client.start(final.request(to: destination), delegate: first)
-            _ = try client.start(final.request(to: destination), delegate: second)
+        var patient = Ask(silent.port)
+        patient.transfersMax = 1
+        var hasty = patient
+        hasty.timeouts.connect = short
+        try await bench.onLoop { [patient, hasty] client in
+            let destination = patient.destination()
+            _ = try client.start(patient.request(to: destination), delegate: first)
+            _ = try client.start(hasty.request(to: destination), delegate: second)
         }
         let error = try #require(try await second.result().error)
         #expect(error.kind == .overloaded && error.source == .local && error.isRetrySafe && error.attempts == 0)
@@ -126,13 +126,11 @@ import Testing
             NIOLoopBound(try (0..<20).map { _ in try client.start(Ask(silent.port).request(), delegate: recorder) }, eventLoop: bench.reactor)
         }
         try await eventually("connecting") { try silent.connecting() >= 20 }
-        let started = ContinuousClock.now
+        // Were one of them to wait for its connect timeout, the test would run into its own limit.
         try await bench.onLoop { client in
             for transfer in transfers.value { transfer.cancel() }
             #expect(client.activeTransfers == 0)
         }
-        #expect(ContinuousClock.now - started < .seconds(2))
-        // The kernel makes the table while it is read: an entry may show twice.
         try await eventually("its sockets are closed") { try silent.connecting() == 0 }
         #expect(recorder.ends == 0)
         // Their descriptors' numbers serve others now.

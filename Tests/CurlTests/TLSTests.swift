@@ -73,7 +73,7 @@ private final class OpenCounter {
     }
 }
 
-@Suite(.timeLimit(.minutes(1)), .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
+@Suite(.timeLimit(.minutes(2)), .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
     @Test func theBundleIsOpenedOnceForManyConnections() async throws {
         let server = try TLSServer()
         let counter = OpenCounter(server.bundle)

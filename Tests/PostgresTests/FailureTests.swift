@@ -114,16 +114,21 @@ import TestKit
     @Test func aStatementThatWaitedTooLongLeavesTheConnection() async throws {
         try await withClient { client, _ in
             let pid = try await client.onLoop { $0.backendPID }
-            let nap = Statement(name: "nap", sql: "SELECT pg_sleep(0.3)")
+            // The first statement lasts until the second one is given up.
+            let holder = try await PostgresClient.connect(client.configuration, role: .session, on: client.reactor)
+            try await holder.query(Statement(name: "hold", sql: "SELECT pg_advisory_lock(1)"))
+            let wait = Statement(name: "wait", sql: "SELECT pg_advisory_lock(1)")
             let results: [PostgresError?] = await client.calling { client, done in
                 let late = Locked<PostgresError?>(nil)
-                client.execute(nap) { result in
+                client.execute(wait, deadline: .seconds(60)) { result in
                     if case .failure(let error) = result { done([error]) } else { done([nil, late.withLock { $0 }]) }
                 }
                 client.execute(Self.one, deadline: .milliseconds(30)) { result in
                     if case .failure(let error) = result { late.withLock { $0 = error } }
+                    holder.execute(Statement(name: "release", sql: "SELECT pg_advisory_unlock(1)")) { _ in }
                 }
             }
+            await holder.shutdown()
             #expect(results.count == 2 && results[0] == nil)
             #expect(results[1]?.kind == .deadline && results[1]?.mayHaveTakenEffect == false)
             #expect(try await client.onLoop { $0.backendPID } == pid)
@@ -231,7 +236,8 @@ import TestKit
     /// The peer takes the connection and never says a word; the name is resolved off the loop.
     @Test(arguments: ["127.0.0.1", "localhost"])
     func aSilentServerRunsIntoTheConnectDeadline(_ host: String) async throws {
-        let silent = ScriptedUpstream { _ in Thread.sleep(forTimeInterval: 5) }
+        let silent = ScriptedUpstream { try $0.waitForEnd() }
+        defer { silent.close() }
         try await withReactor { reactor in
             var configuration = PostgresConfiguration()
             configuration.hosts = [.init(name: host, port: silent.port)]

@@ -74,15 +74,6 @@ func postgresError(_ body: () async throws -> Void) async throws -> PostgresErro
     throw CancellationError()
 }
 
-/// Waits until something is so; ten seconds are enough for anything here.
-func eventually(_ what: Comment, _ isSo: () async throws -> Bool) async throws {
-    for _ in 0..<1000 {
-        if try await isSo() { return }
-        try await Task.sleep(for: .milliseconds(10))
-    }
-    Issue.record("never: \(what)")
-}
-
 func parameters(_ build: (inout Parameters) -> Void) -> Parameters {
     var parameters = Parameters()
     build(&parameters)

@@ -94,8 +94,12 @@ extension ScriptedUpstream {
         public func close() {
             guard !isClosed else { return }
             isClosed = true
-            state.withLock { _ = $0.open.remove(descriptor) }
-            Foundation.close(descriptor)
+            // In one step: who sees the connection gone may rely on its end being on the way, and nobody shuts down a number
+            // that is another's by then.
+            state.withLock { state in
+                state.open.remove(descriptor)
+                Foundation.close(descriptor)
+            }
         }
 
         public struct Ended: Error {}

@@ -30,16 +30,7 @@ public final class SilentListener: Sendable {
 
     /// Connections to it that this host is trying to make, those that fill its queue left out.
     public func connecting() throws -> Int {
-        // A file of size 0 that is made while it is read: read it as a stream.
-        let file = try FileHandle(forReadingFrom: URL(fileURLWithPath: "/proc/self/net/tcp"))
-        defer { try? file.close() }
-        let table = String(decoding: try file.readToEnd() ?? Data(), as: UTF8.self)
-        let remote = "0100007F:" + String(format: "%04X", port)
-        let trying = table.split(separator: "\n").filter { line in
-            let columns = line.split(separator: " ")
-            return columns.count > 3 && columns[2] == remote && columns[3] == "02"
-        }
-        return max(0, trying.count - (fillers - 1))
+        max(0, try SocketTable.count(.synSent, peerPort: port) - (fillers - 1))
     }
 
     deinit { for descriptor in descriptors { close(descriptor) } }

@@ -102,7 +102,7 @@ final class KeeperNode: @unchecked Sendable {
     /// Returns idle units and ends; false where `close` ran into its limit.
     func close() async throws {
         let promise = reactor.makePromise(of: Void.self)
-        reactor.execute { [self] in keeper.close(within: .seconds(5)) { promise.succeed(()) } }
+        reactor.execute { [self] in keeper.close(within: .seconds(60)) { promise.succeed(()) } }
         try await promise.futureResult.get()
         try await die()
     }

@@ -10,13 +10,17 @@ import Testing
         QuotaWant(environmentID: 1, serviceID: 1, units: units, limited: true, outage: outage)
     }
 
-    /// Waits, at most ten seconds, until the row's numbers are these.
+    /// Waits until the row's numbers are these.
     func settles(_ database: TestDatabase, at expected: String) async throws {
-        for _ in 0..<200 {
-            if try await database.numbers() == expected { return }
-            try await Task.sleep(for: .milliseconds(50))
+        var numbers = ""
+        do {
+            try await eventually("the numbers are \(expected)") {
+                numbers = try await database.numbers()
+                return numbers == expected
+            }
+        } catch let error as NeverHappened {
+            Issue.record("\(error), but \(numbers)")
         }
-        #expect(try await database.numbers() == expected)
     }
 
     @Test func aThousandUnitsAdmitExactlyAThousandRequestsOverThreeNodes() async throws {
@@ -135,9 +139,9 @@ import Testing
         #expect(allowed.outage && !allowed.leased)
         try await admin.psql("ALTER DATABASE \(database.name) ALLOW_CONNECTIONS true")
         var again: QuotaHold?
-        for _ in 0..<200 where again == nil {
+        try await eventually("the store serves again") {
             again = try await node.admit(1, want())[0].hold
-            if again == nil { try await Task.sleep(for: .milliseconds(50)) }
+            return again != nil
         }
         holds.append(try #require(again))
         try await node.settle(holds + [allowed], charge: 1, booking: database)
