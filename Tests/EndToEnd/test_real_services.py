@@ -29,7 +29,7 @@ class Client:
 
     @staticmethod
     def _curl(port, target, *options):
-        done = subprocess.run(["curl", "-sS", "-i", "--path-as-is", "--max-time", "60", *options, f"http://127.0.0.1:{port}{target}"],
+        done = subprocess.run(["curl", "-sS", "-i", "--path-as-is", "--max-time", "20", *options, f"http://127.0.0.1:{port}{target}"],
                               capture_output=True)
         assert done.returncode == 0, done.stderr
         rest = done.stdout
@@ -94,7 +94,7 @@ def resident(pid):
 
 def test_200_megabytes_come_down_whole_in_little_memory(nginx, services, gateway, tmp_path):
     before, target = resident(gateway.pid), tmp_path / "large.bin"
-    subprocess.run(["curl", "-sSf", "--max-time", "100", "-o", target, "-H", "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}",
+    subprocess.run(["curl", "-sSf", "--max-time", "60", "-o", target, "-H", "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}",
                     f"http://127.0.0.1:{gateway.port}/large.bin"], check=True)
     assert sha256(target) == sha256(services.files / "large.bin")
     assert resident(gateway.pid) - before < 32 << 20
@@ -103,7 +103,7 @@ def test_200_megabytes_come_down_whole_in_little_memory(nginx, services, gateway
 def test_200_megabytes_go_up_whole_in_little_memory(nginx, services, gateway):
     before = resident(gateway.pid)
     done = subprocess.run(
-        ["curl", "-sS", "--max-time", "100", "-o", "/dev/null", "-w", "%{http_code}", "-T", services.files / "large.bin", "-H",
+        ["curl", "-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", "-T", services.files / "large.bin", "-H",
          "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}", f"http://127.0.0.1:{gateway.port}/upload/up.bin"],
         check=True, capture_output=True, text=True)
     assert done.stdout == "201"

@@ -48,7 +48,7 @@ class Answer:
 class Wire:
     """One connection to a port of this machine."""
 
-    def __init__(self, port, timeout=30):
+    def __init__(self, port, timeout=10):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout)
         self.data = b""
 
