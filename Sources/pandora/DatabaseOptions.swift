@@ -13,7 +13,9 @@ struct DatabaseOptions: ParsableArguments {
             valueName: "url"))
     var database: String?
 
-    @Option(help: ArgumentHelp("Take the database from this configuration file.", valueName: "file"), completion: .file(extensions: ["yaml", "yml"]))
+    @Option(
+        help: ArgumentHelp("Take the database from this configuration file.", valueName: "file"),
+        completion: .file(extensions: ["yaml", "yml"]))
     var config: String?
 
     /// What was said first counts: `--database`, `--config`, `PANDORA_DATABASE_URL`.

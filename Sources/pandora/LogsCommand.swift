@@ -17,9 +17,13 @@ struct LogsCommand: AsyncParsableCommand {
     @Option(help: "CLIENT/PROJECT/ENVIRONMENT or an id.") var environment: String?
     @Option(help: ArgumentHelp("A key's public id.", valueName: "key_…")) var key: String?
     @Option(help: "NAME (every version), NAME/VERSION or an id.") var service: String?
-    @Option(help: ArgumentHelp("success, client_error, server_error, upstream_error, client_aborted, unauthorized, 4xx or 429.", valueName: "status"), transform: Self.status)
+    @Option(
+        help: ArgumentHelp(
+            "success, client_error, server_error, upstream_error, client_aborted, unauthorized, 4xx or 429.", valueName: "status"),
+        transform: Self.status)
     var status: LogFilter.Status?
-    @Option(help: ArgumentHelp("Any hop of a chain, or its start point.", valueName: "req_…"), transform: TraceCommand.hop) var chain: RequestID?
+    @Option(help: ArgumentHelp("Any hop of a chain, or its start point.", valueName: "req_…"), transform: TraceCommand.hop)
+    var chain: RequestID?
     @OptionGroup var database: DatabaseOptions
     @Flag(help: "Print JSON.") var json = false
 

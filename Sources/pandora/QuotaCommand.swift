@@ -17,11 +17,16 @@ struct QuotaCommand: ParsableCommand {
 
         @OptionGroup var place: Place
         @Option(help: "NAME, NAME/VERSION or an id.") var service: String
-        @Option(help: ArgumentHelp("Units a period, or unlimited.", valueName: "units"), transform: UnitsArgument.init) var max: UnitsArgument?
+        @Option(help: ArgumentHelp("Units a period, or unlimited.", valueName: "units"), transform: UnitsArgument.init)
+        var max: UnitsArgument?
         @Option(help: "daily, weekly, biweekly, monthly or never: how often the project's quota begins anew.") var reset: ResetArgument?
-        @Option(help: ArgumentHelp("Wall-clock time from which periods are counted; days begin at midnight, weeks on Monday, months on the first where none is given.", valueName: "2026-01-31 06:00"))
+        @Option(
+            help: ArgumentHelp(
+                "Periods are counted from this wall-clock time; otherwise days begin at midnight, weeks on Monday, months on the first.",
+                valueName: "2026-01-31 06:00"))
         var anchor: String?
-        @Option(help: ArgumentHelp("The time zone of the anchor; UTC where none is given.", valueName: "Europe/Madrid")) var timeZone: String?
+        @Option(help: ArgumentHelp("The time zone of the anchor; UTC where none is given.", valueName: "Europe/Madrid"))
+        var timeZone: String?
         @OptionGroup var database: DatabaseOptions
         @OptionGroup var result: ResultOptions
 
@@ -102,7 +107,8 @@ struct QuotaCommand: ParsableCommand {
                 if let environment = place.environment {
                     let environment = try await admin.environment(environment)
                     if let service {
-                        return result.show(try await admin.quota(environment: environment, service: try await admin.service(service)).fields)
+                        let service = try await admin.service(service)
+                        return result.show(try await admin.quota(environment: environment, service: service).fields)
                     }
                     return result.list(try await admin.quotas(environment: environment.id).map(\.fields), columns: EnvironmentQuota.columns)
                 }

@@ -50,7 +50,10 @@ struct ServiceCommand: ParsableCommand {
     struct Update: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Change a service's status.",
-            discussion: "A deprecated service answers, except on routes that refuse it. Routes name a service by name and version, so these stay.")
+            discussion: """
+                A deprecated service answers, except on routes that refuse it. Routes name a service by name and version, so these \
+                stay.
+                """)
 
         @Argument(help: "NAME, NAME/VERSION or an id.") var service: String
         @Option(help: "enabled, disabled or deprecated.") var status: ServiceStatusArgument

@@ -153,7 +153,8 @@ def test_a_service_comes_to_a_project_first(pandora, tenant):
     assert "pandora quota set --project 'acme/shop'" in early.stderr
     project = ["quota", "set", "--project", "acme/shop", "--service", "reports"]
     refused(pandora.run(*project, "--reset", "daily", check=False), "--max")
-    made = pandora.json(*project, "--max", "unlimited", "--reset", "biweekly", "--anchor", "2026-01-05 06:00", "--time-zone", "Europe/Madrid")
+    made = pandora.json(*project, "--max", "unlimited", "--reset", "biweekly", "--anchor", "2026-01-05 06:00",
+                        "--time-zone", "Europe/Madrid")
     assert (made["limit"], made["reset"], made["anchor"], made["time_zone"]) == (None, "biweekly", "2026-01-05 06:00:00", "Europe/Madrid")
     assert pandora.json(*project, "--reset", "never")["next_reset"] is None
     refused(pandora.run(*project, "--time-zone", "Mars/Olympus", check=False), "Mars/Olympus")
@@ -283,7 +284,8 @@ def test_the_log_is_followed(pandora, tenant, sql):
         ship(sql, second, other)
         ship(sql, first)
         kit.eventually(lambda: len(seen) >= 6, what="both batches are shown")
-        sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pandora-cli'")
+        sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'pandora-cli'")
         ship(sql, third)
         kit.eventually(lambda: len(seen) >= 9, what="following goes on after the connection was lost")
         assert sorted(seen) == sorted(first + second + third)

@@ -49,20 +49,20 @@ import Testing
     @Test func whatIsNotFoundIsNamed() async throws {
         try await withTenants { store, _, _ in
             let admin = store.admin
-            let messages: [(String, () async throws(AdministrationError) -> Void)] = [
-                ("there is no client 'nobody'", { () async throws(AdministrationError) in _ = try await admin.environment("nobody/shop/prod") }),
-                ("the client 'acme' has no project 'web'", { () async throws(AdministrationError) in _ = try await admin.environment("acme/web/prod") }),
-                ("the project 'acme/shop' has no environment 'test'", { () async throws(AdministrationError) in _ = try await admin.environment("acme/shop/test") }),
-                ("there is no environment 99", { () async throws(AdministrationError) in _ = try await admin.environment("99") }),
-                ("an environment is CLIENT/PROJECT/ENVIRONMENT or an id, found 'shop'", { () async throws(AdministrationError) in _ = try await admin.environment("shop/prod") }),
-                ("a project is CLIENT/PROJECT or an id, found 'shop'", { () async throws(AdministrationError) in _ = try await admin.project("shop") }),
-                ("there is no service 'orders/2'", { () async throws(AdministrationError) in _ = try await admin.service("orders/2") }),
+            let messages: [(String, () async throws -> Void)] = [
+                ("there is no client 'nobody'", { _ = try await admin.environment("nobody/shop/prod") }),
+                ("the client 'acme' has no project 'web'", { _ = try await admin.environment("acme/web/prod") }),
+                ("the project 'acme/shop' has no environment 'test'", { _ = try await admin.environment("acme/shop/test") }),
+                ("there is no environment 99", { _ = try await admin.environment("99") }),
+                ("an environment is CLIENT/PROJECT/ENVIRONMENT or an id, found 'shop'", { _ = try await admin.environment("shop/prod") }),
+                ("a project is CLIENT/PROJECT or an id, found 'shop'", { _ = try await admin.project("shop") }),
+                ("there is no service 'orders/2'", { _ = try await admin.service("orders/2") }),
             ]
             for (message, body) in messages {
-                do throws(AdministrationError) {
+                do {
                     try await body()
                     Issue.record("found: \(message)")
-                } catch {
+                } catch let error as AdministrationError {
                     #expect(error.message == message)
                 }
             }
@@ -73,7 +73,7 @@ import Testing
         try await withTenants { store, _, service in
             #expect(try await store.admin.service("orders") == service)
             _ = try await store.admin.createService(name: "orders", version: "2.0", status: "deprecated")
-            #expect(await refusal { () async throws(AdministrationError) in try await store.admin.service("orders") } == .ambiguous)
+            #expect(try await refusal { try await store.admin.service("orders") } == .ambiguous)
             #expect(try await store.admin.service("orders/2.0").status == "deprecated")
             #expect(try await store.admin.services(matching: "orders").map(\.version) == ["1", "2.0"])
         }
@@ -84,26 +84,32 @@ import Testing
     @Test func whatTheSchemaRefusesIsSaidInWords() async throws {
         try await withTenants { store, environment, service in
             let admin = store.admin
-            let cases: [(AdministrationError.Code, String, () async throws(AdministrationError) -> Void)] = [
-                (.alreadyExists, "a client of that name", { () async throws(AdministrationError) in _ = try await admin.createClient(name: "acme", type: "developer", email: nil) }),
-                (.alreadyExists, "an environment of that name", { () async throws(AdministrationError) in _ = try await admin.createEnvironment(project: environment.projectID, name: "prod", status: "enabled") }),
-                (.alreadyExists, "a project of that name", { () async throws(AdministrationError) in _ = try await admin.createProject(client: 1, name: "shop", status: "enabled") }),
-                (.alreadyExists, "a service of that name and version", { () async throws(AdministrationError) in _ = try await admin.createService(name: "orders", version: "1", status: "enabled") }),
-                (.invalidValue, "no name for a project", { () async throws(AdministrationError) in _ = try await admin.createProject(client: 1, name: "Shop", status: "enabled") }),
-                (.invalidValue, "no version", { () async throws(AdministrationError) in _ = try await admin.createService(name: "orders", version: "1/2", status: "enabled") }),
-                (.invalidValue, "no mail address", { () async throws(AdministrationError) in _ = try await admin.updateClient(1, email: .set("nowhere")) }),
-                (.invalidValue, "a client's name", { () async throws(AdministrationError) in _ = try await admin.createClient(name: "", type: "developer", email: nil) }),
-                (.invalidValue, "a key's name", { () async throws(AdministrationError) in _ = try await admin.createKey(environment: environment.id, name: String(repeating: "x", count: 201)) }),
-                (.nameIsFixed, "cannot be changed", { () async throws(AdministrationError) in _ = try await admin.updateEnvironment(environment.id, name: "live") }),
-                (.notAssigned, "not assigned to the project 'acme/shop'", { () async throws(AdministrationError) in _ = try await admin.setQuota(environment: environment, service: service, limit: 1) }),
-                (.notFound, "there is no project 77", { () async throws(AdministrationError) in _ = try await admin.updateProject(77, status: "disabled") }),
+            let cases: [(AdministrationError.Code, String, () async throws -> Void)] = [
+                (.alreadyExists, "a client of that name",
+                 { _ = try await admin.createClient(name: "acme", type: "developer", email: nil) }),
+                (.alreadyExists, "an environment of that name",
+                 { _ = try await admin.createEnvironment(project: environment.projectID, name: "prod", status: "enabled") }),
+                (.alreadyExists, "a project of that name",
+                 { _ = try await admin.createProject(client: 1, name: "shop", status: "enabled") }),
+                (.alreadyExists, "a service of that name and version",
+                 { _ = try await admin.createService(name: "orders", version: "1", status: "enabled") }),
+                (.invalidValue, "no name for a project", { _ = try await admin.createProject(client: 1, name: "Shop", status: "enabled") }),
+                (.invalidValue, "no version", { _ = try await admin.createService(name: "orders", version: "1/2", status: "enabled") }),
+                (.invalidValue, "no mail address", { _ = try await admin.updateClient(1, email: .set("nowhere")) }),
+                (.invalidValue, "a client's name", { _ = try await admin.createClient(name: "", type: "developer", email: nil) }),
+                (.invalidValue, "a key's name",
+                 { _ = try await admin.createKey(environment: environment.id, name: String(repeating: "x", count: 201)) }),
+                (.nameIsFixed, "cannot be changed", { _ = try await admin.updateEnvironment(environment.id, name: "live") }),
+                (.notAssigned, "not assigned to the project 'acme/shop'",
+                 { _ = try await admin.setQuota(environment: environment, service: service, limit: 1) }),
+                (.notFound, "there is no project 77", { _ = try await admin.updateProject(77, status: "disabled") }),
             ]
             let before = try await store.run("SELECT count(*) FROM audit_log")
             for (code, words, body) in cases {
-                do throws(AdministrationError) {
+                do {
                     try await body()
                     Issue.record("not refused: \(words)")
-                } catch {
+                } catch let error as AdministrationError {
                     #expect(error.code == code && error.message.contains(words), "\(error)")
                 }
             }
@@ -162,10 +168,10 @@ import Testing
             let audit = try await store.run("SELECT detail FROM audit_log WHERE object_kind = 'api_key'").joined()
             #expect(audit.contains(key.prefix) && !audit.contains(secret.text) && !audit.contains(digest) && !audit.contains(#""key""#))
             // Whoever gives a secret for an id does not find it in the message.
-            do throws(AdministrationError) {
+            do {
                 _ = try await store.admin.key(secret.text)
                 Issue.record("found by its secret")
-            } catch {
+            } catch let error as AdministrationError {
                 #expect(error.code == .invalidValue && !"\(error)".contains(secret.text))
             }
         }
@@ -175,14 +181,16 @@ import Testing
         try await withTenants { store, environment, _ in
             let hour: Int64 = 3_600_000_000
             let (key, _) = try await store.admin.createKey(environment: environment.id, name: nil, expires: .after(hour))
-            #expect(try await store.run("SELECT expires_at BETWEEN now() + interval '59 min' AND now() + interval '61 min' FROM api_key") == ["t"])
+            #expect(
+                try await store.run("SELECT expires_at BETWEEN now() + interval '59 min' AND now() + interval '61 min' FROM api_key")
+                    == ["t"])
             let later = try await store.admin.updateKey(key.id, name: .set("n"), expires: .at(4_102_444_800_000_000))
             #expect(later.expiresAt == 4_102_444_800_000_000 && later.name == "n")
             #expect(try await store.run("SELECT expires_at = '2100-01-01Z' FROM api_key") == ["t"])
             #expect(try await store.admin.updateKey(key.id, expires: .never).expiresAt == nil)
             #expect(try await store.admin.updateKey(key.id, name: .set(nil), expires: .at(0)).isExpired)
             #expect(
-                await refusal { () async throws(AdministrationError) in
+                try await refusal { 
                     try await store.admin.createKey(environment: environment.id, name: nil, expires: .at(0))
                 } == .invalidValue)
         }
@@ -202,17 +210,17 @@ import Testing
                 try await store.run("SELECT action, object_id, detail ->> 'replaced_by' FROM audit_log WHERE action = 'rotate'")
                     == ["rotate|\(old.id)|\(rotated.key.id)"])
             // The old one expires now, so the next rotation of it must say when the new one does; an earlier end stays.
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.rotateKey(old.id, grace: 0) } == .conflict)
+            #expect(try await refusal { try await admin.rotateKey(old.id, grace: 0) } == .conflict)
             let again = try await admin.rotateKey(old.id, grace: 1000 * hour, expires: .after(hour))
             #expect(again.old.expiresAt == rotated.old.expiresAt && again.key.expiresAt != nil)
             // Without grace it ends at once.
             #expect(try await admin.rotateKey(rotated.key.id, grace: 0).old.isExpired)
             // A key that would be expired already is not made, and the old one stays as it was.
             let fresh = try await admin.createKey(environment: environment.id, name: nil).key
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.rotateKey(fresh.id, grace: 0, expires: .at(0)) } == .invalidValue)
+            #expect(try await refusal { try await admin.rotateKey(fresh.id, grace: 0, expires: .at(0)) } == .invalidValue)
             #expect(try await admin.key(fresh.id) == fresh)
             _ = try await admin.updateKey(fresh.id, status: "disabled")
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.rotateKey(fresh.id, grace: 0) } == .conflict)
+            #expect(try await refusal { try await admin.rotateKey(fresh.id, grace: 0) } == .conflict)
         }
     }
 
@@ -225,7 +233,7 @@ import Testing
             var edit = ProjectQuotaEdit()
             edit.frequency = .set(.daily)
             // A limit is not guessed.
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.setQuota(project: project, service: service, edit) } == .notAssigned)
+            #expect(try await refusal { try await admin.setQuota(project: project, service: service, edit) } == .notAssigned)
             edit.limit = .set(1000)
             (edit.anchor, edit.timeZone) = ("2026-01-31 06:00", "Europe/Madrid")
             let quota = try await admin.setQuota(project: project, service: service, edit)
@@ -244,8 +252,8 @@ import Testing
             #expect(unlimited.reset.anchor == "2026-01-31 06:00:00")
             var wrong = ProjectQuotaEdit()
             wrong.timeZone = "Mars/Olympus"
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.setQuota(project: project, service: service, wrong) } == .invalidValue)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.setQuota(project: project, service: service, limit(-1)) } == .invalidValue)
+            #expect(try await refusal { try await admin.setQuota(project: project, service: service, wrong) } == .invalidValue)
+            #expect(try await refusal { try await admin.setQuota(project: project, service: service, limit(-1)) } == .invalidValue)
         }
     }
 
@@ -264,14 +272,22 @@ import Testing
             #expect(lowered.available == -10 && lowered.free == 0 && lowered.isOvercommitted)
             #expect(try await admin.quotas(inProject: project.id).count == 1)
             #expect(try await admin.quotas(project: project.id)[0].shared == 50)
-            try await store.run("UPDATE project_service SET reset_frequency = 'daily'; UPDATE project_service SET next_reset = '2020-01-01Z'")
+            try await store.run(
+                """
+                UPDATE project_service SET reset_frequency = 'daily';
+                UPDATE project_service SET next_reset = '2020-01-01Z'
+                """)
             #expect(try await admin.quota(environment: environment, service: service).isResetDue)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.setQuota(environment: environment, service: service, limit: 1001) } == .shareExceeded)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.setQuota(environment: environment, service: service, limit: nil) } == .unlimitedShare)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.unsetQuota(project: project, service: service) } == .inUse)
+            #expect(
+                try await refusal { try await admin.setQuota(environment: environment, service: service, limit: 1001) }
+                    == .shareExceeded)
+            #expect(
+                try await refusal { try await admin.setQuota(environment: environment, service: service, limit: nil) }
+                    == .unlimitedShare)
+            #expect(try await refusal { try await admin.unsetQuota(project: project, service: service) } == .inUse)
             try await admin.unsetQuota(environment: environment, service: service)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.unsetQuota(environment: environment, service: service) } == .notAssigned)
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.quota(environment: environment, service: service) } == .notAssigned)
+            #expect(try await refusal { try await admin.unsetQuota(environment: environment, service: service) } == .notAssigned)
+            #expect(try await refusal { try await admin.quota(environment: environment, service: service) } == .notAssigned)
         }
     }
 
@@ -279,11 +295,13 @@ import Testing
         try await withTenants { store, environment, service in
             let project = try await store.admin.project("acme/shop")
             _ = try await store.admin.setQuota(project: project, service: service, limit(10))
-            do throws(AdministrationError) {
+            do {
                 _ = try await store.admin.setQuota(environment: environment, service: service, limit: 11)
                 Issue.record("not refused")
-            } catch {
-                #expect(error.message == #"the environments of project "acme/shop" would have 11 units of service "orders/1", but the project has 10"#)
+            } catch let error as AdministrationError {
+                let message =
+                    #"the environments of project "acme/shop" would have 11 units of service "orders/1", but the project has 10"#
+                #expect(error.message == message)
                 #expect(error.hint != nil && error.cause?.sqlState == "PN002")
             }
         }
@@ -299,7 +317,9 @@ import Testing
             let other = try await store.connect()
             try await withThrowingTaskGroup(of: Void.self) { group in
                 group.addTask {
-                    for limit in 1...100 { _ = try await store.admin.setQuota(environment: environment, service: service, limit: Int64(limit)) }
+                    for limit in 1...100 {
+                        _ = try await store.admin.setQuota(environment: environment, service: service, limit: Int64(limit))
+                    }
                 }
                 group.addTask {
                     for _ in 1...100 {
@@ -319,11 +339,11 @@ import Testing
 
     @Test func anUnmigratedDatabaseIsSaidToBeOne() async throws {
         let database = try await TestDatabase.create()
-        try await withClient(of: database) { client, _ in
+        try await withClient(of: database) { client, _ async throws in
             let admin = Administration(client, actor: "test")
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.clients() } == .schemaMismatch)
+            #expect(try await refusal { try await admin.clients() } == .schemaMismatch)
             await client.shutdown()
-            #expect(await refusal { () async throws(AdministrationError) in try await admin.clients() } == .databaseUnavailable)
+            #expect(try await refusal { try await admin.clients() } == .databaseUnavailable)
         }
     }
 }

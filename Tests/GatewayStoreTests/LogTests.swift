@@ -19,12 +19,11 @@ import Testing
     private func ship(
         _ ids: [RequestID], spool: Int = 0, columns: [String: String] = [:], _ client: PostgresClient
     ) async throws {
-        let extra = columns.sorted { $0.key < $1.key }
+        let columns = ["execution_status": "'success'"].merging(columns) { $1 }.sorted { $0.key < $1.key }
         let rows = ids.map { id in
-            let values = ["'\(id)'", "'\(Self.spools[spool])'"] + (columns["execution_status"] == nil ? ["'success'"] : []) + extra.map(\.value)
-            return "(\(values.joined(separator: ", ")))"
+            "(\((["'\(id)'", "'\(Self.spools[spool])'"] + columns.map(\.value)).joined(separator: ", ")))"
         }
-        let names = ["id", "spool_id"] + (columns["execution_status"] == nil ? ["execution_status"] : []) + extra.map(\.key)
+        let names = ["id", "spool_id"] + columns.map(\.key)
         try await client.script(
             """
             INSERT INTO pandora.request_logs (\(names.joined(separator: ", "))) VALUES \(rows.joined(separator: ", "));
@@ -38,7 +37,8 @@ import Testing
         try await withStore { store in
             try await store.seed(limit: nil)
             let ids = (0..<5).map { id(5000 - $0 * 1000, $0) }
-            try await ship(ids, columns: ["environment_id": "1", "service_id": "1", "status_code": "200", "remote_address": "'10.1.2.3'"], store.client)
+            let columns = ["environment_id": "1", "service_id": "1", "status_code": "200", "remote_address": "'10.1.2.3'"]
+            try await ship(ids, columns: columns, store.client)
             let entries = try await LogReader(store.client).newest(3)
             #expect(entries.map(\.id) == ids.suffix(3).map { "\($0)" })
             #expect(entries[0].environmentPath == "c/p/e1" && entries[0].servicePath == "s/1" && entries[0].statusCode == 200)
@@ -51,9 +51,18 @@ import Testing
             try await store.seed(limit: nil, environments: 2)
             let key = try await store.admin.createKey(environment: 1, name: nil).key.id
             let root = id(4000, 1)
-            try await ship([root], columns: ["environment_id": "1", "service_id": "1", "status_code": "200", "api_key": "'\(key)'"], store.client)
-            try await ship([id(3000, 2)], columns: ["environment_id": "1", "service_id": "1", "status_code": "404", "execution_status": "'client_error'", "start_point": "'\(root)'"], store.client)
-            try await ship([id(2000, 3)], columns: ["environment_id": "2", "status_code": "429", "execution_status": "'unauthorized'", "unauthorized_reason": "'QUOTA_EXCEEDED'"], store.client)
+            let first = ["environment_id": "1", "service_id": "1", "status_code": "200", "api_key": "'\(key)'"]
+            try await ship([root], columns: first, store.client)
+            let second = [
+                "environment_id": "1", "service_id": "1", "status_code": "404", "execution_status": "'client_error'",
+                "start_point": "'\(root)'",
+            ]
+            try await ship([id(3000, 2)], columns: second, store.client)
+            let third = [
+                "environment_id": "2", "status_code": "429", "execution_status": "'unauthorized'",
+                "unauthorized_reason": "'QUOTA_EXCEEDED'",
+            ]
+            try await ship([id(2000, 3)], columns: third, store.client)
             try await ship([id(7_200_000, 4)], columns: ["environment_id": "2", "status_code": "200"], store.client)
 
             func numbers(_ fill: (inout LogFilter) -> Void) async throws -> [UInt64] {
@@ -196,8 +205,10 @@ import Testing
             }
             try await eventually("it has begun") {
                 try await store.run(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query ~ 'ORDER BY l.id DESC'")
-                    == ["1"]
+                    """
+                    SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid() AND query ~ 'ORDER BY l.id DESC'
+                    """) == ["1"]
             }
             let (good, bad) = (id(200, 1), id(100, 2))
             try await ship([good], columns: ["status_code": "200"], store.client)

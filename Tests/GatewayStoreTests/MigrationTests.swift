@@ -58,7 +58,13 @@ import Testing
             }
             #expect(counts.sorted() == [0, 0, 0, Migration.embedded.count])
             // Nobody keeps the lock.
-            #expect(try await store.run("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == ["0"])
+            #expect(
+                try await store.run(
+                    """
+                    SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                     WHERE l.locktype = 'advisory' AND d.datname = current_database()
+                    """)
+                    == ["0"])
             for client in clients { await client.shutdown() }
         }
     }
@@ -117,14 +123,16 @@ import Testing
         }
         let byMigrator = try await TestDatabase.create(from: .schema)
         let objects = """
-            SELECT 'column', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
+            SELECT 'column', attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
               JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'pandora'::regnamespace AND attnum > 0
-            UNION ALL SELECT 'function', oid::regprocedure, md5(prosrc), '', true FROM pg_proc WHERE pronamespace = 'pandora'::regnamespace
-            UNION ALL SELECT 'trigger', tgrelid::regclass, pg_get_triggerdef(oid), '', true FROM pg_trigger WHERE NOT tgisinternal
-            UNION ALL SELECT 'constraint', conrelid::regclass, pg_get_constraintdef(oid), '', true FROM pg_constraint
+            UNION ALL SELECT 'function', oid::regprocedure::text, md5(prosrc), '', true FROM pg_proc
+             WHERE pronamespace = 'pandora'::regnamespace
+            UNION ALL SELECT 'trigger', tgrelid::regclass::text, pg_get_triggerdef(oid), '', true FROM pg_trigger
+             WHERE NOT tgisinternal
+            UNION ALL SELECT 'constraint', conrelid::regclass::text, pg_get_constraintdef(oid), '', true FROM pg_constraint
              WHERE connamespace = 'pandora'::regnamespace
             ORDER BY 1, 2, 3
-            """.replacingOccurrences(of: "::regclass", with: "::regclass::text").replacingOccurrences(of: "::regprocedure", with: "::regprocedure::text")
+            """
         let expected = try await byMigrator.psql(objects)
         #expect(expected.count > 200)
         #expect(try await byHand.psql(objects) == expected)

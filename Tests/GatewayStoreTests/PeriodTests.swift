@@ -42,10 +42,18 @@ import Testing
         Case(frequency: "daily", anchor: "2024-01-01", zone: "Europe/Madrid", after: "2026-03-28 23:00Z", boundary: "2026-03-29 22:00Z"),
         Case(frequency: "daily", anchor: "2024-01-01", zone: "Europe/Madrid", after: "2026-10-24 22:00Z", boundary: "2026-10-25 23:00Z"),
         // 02:30 does not exist on 29 March and exists twice on 25 October: one boundary a day all the same.
-        Case(frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid", after: "2026-03-28 01:30Z", boundary: "2026-03-29 01:30Z"),
-        Case(frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid", after: "2026-03-29 01:30Z", boundary: "2026-03-30 00:30Z"),
-        Case(frequency: "monthly", anchor: "2024-01-01", zone: "Asia/Kolkata", after: "2026-02-28 18:29:59Z", boundary: "2026-02-28 18:30Z"),
-        Case(frequency: "weekly", anchor: "2024-01-01", zone: "America/Los_Angeles", after: "2026-03-02 08:00Z", boundary: "2026-03-09 07:00Z"),
+        Case(
+            frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid",
+            after: "2026-03-28 01:30Z", boundary: "2026-03-29 01:30Z"),
+        Case(
+            frequency: "daily", anchor: "2024-01-01 02:30", zone: "Europe/Madrid",
+            after: "2026-03-29 01:30Z", boundary: "2026-03-30 00:30Z"),
+        Case(
+            frequency: "monthly", anchor: "2024-01-01", zone: "Asia/Kolkata",
+            after: "2026-02-28 18:29:59Z", boundary: "2026-02-28 18:30Z"),
+        Case(
+            frequency: "weekly", anchor: "2024-01-01", zone: "America/Los_Angeles",
+            after: "2026-03-02 08:00Z", boundary: "2026-03-09 07:00Z"),
     ]
 
     @Test func theNextBoundary() async throws {
@@ -113,9 +121,12 @@ import Testing
             #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
             #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["f"])
             #expect(
-                try await store.run("SELECT used_request, held_request, available_request, period FROM environment_service ORDER BY environment_id")
+                try await store.run(
+                    "SELECT used_request, held_request, available_request, period FROM environment_service ORDER BY environment_id")
                     == ["0|0|60|2", "0|0|40|2"])
-            #expect(try await store.run("SELECT next_reset = date_trunc('month', now()) + interval '1 month' FROM project_service") == ["t"])
+            #expect(
+                try await store.run("SELECT next_reset = date_trunc('month', now()) + interval '1 month' FROM project_service")
+                    == ["t"])
             #expect(
                 try await store.run("SELECT environment_id, kind, limit_delta FROM quota_ledger WHERE period = 2 ORDER BY 1")
                     == ["1|opened|60", "2|opened|40"])
@@ -127,7 +138,10 @@ import Testing
         try await withStore { store in
             try await store.seed(limit: 100)
             try await store.run(
-                "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60); UPDATE project_service SET next_reset = '2020-01-01Z'")
+                """
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60);
+                UPDATE project_service SET next_reset = '2020-01-01Z';
+                """)
             var clients: [PostgresClient] = []
             for _ in 0..<6 { clients.append(try await store.connect()) }
             let done = try await withThrowingTaskGroup(of: String?.self) { group in

@@ -29,7 +29,9 @@ import Testing
         try await withTenants { store in
             try await store.run("UPDATE \(table) SET created_at = '2020-01-01', updated_at = '2020-01-01'")
             // Whatever the writer says.
-            #expect(try await store.run("SELECT DISTINCT updated_at > now() - interval '1 minute', created_at = '2020-01-01' FROM \(table)") == ["t|t"])
+            #expect(
+                try await store.run("SELECT DISTINCT updated_at > now() - interval '1 minute', created_at = '2020-01-01' FROM \(table)")
+                    == ["t|t"])
         }
     }
 
@@ -107,7 +109,9 @@ import Testing
             // Of no project, of another project, and of another project under a false flag.
             #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id) VALUES (1, 2)") == "23503")
             #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id) VALUES (3, 1)") == "23503")
-            #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id, project_id) VALUES (1, 2, 2)") == "23503")
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO environment_service (environment_id, service_id, project_id) VALUES (1, 2, 2)") == "23503")
             #expect(try await store.refusal(of: "UPDATE environment_service SET service_id = 2 WHERE environment_id = 1") == "23503")
             #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id) VALUES (3, 2)") == nil)
             // And what is assigned cannot be taken from the project.
@@ -130,21 +134,31 @@ import Testing
             #expect(try await store.run("SELECT bool_and(id ~ '^rsv\(shape)') FROM reservations") == ["t"])
             #expect(
                 try await store.run("SELECT array_agg(id ORDER BY id) = array_agg(id ORDER BY request_time) FROM request_logs") == ["t"])
-            #expect(try await store.refusal(of: "INSERT INTO api_key (id, environment_id, key, prefix) VALUES ('nonsense', 1, sha256('b'), 'b')") == "23514")
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO api_key (id, environment_id, key, prefix) VALUES ('nonsense', 1, sha256('b'), 'b')") == "23514")
         }
     }
 
     @Test func aKeyHoldsADigestAndThatOnce() async throws {
         try await withTenants { store async throws in
-            #expect(try await store.refusal(of: "INSERT INTO api_key (environment_id, key, prefix) VALUES (2, sha256('a'), 'a')") == "23505")
-            #expect(try await store.refusal(of: "INSERT INTO api_key (environment_id, key, prefix) VALUES (2, 'pk_secret', 'a')") == "23514")
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO api_key (environment_id, key, prefix) VALUES (2, sha256('a'), 'a')") == "23505")
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO api_key (environment_id, key, prefix) VALUES (2, 'pk_secret', 'a')") == "23514")
         }
     }
 
     @Test(arguments: ["Upper", "a b", "-a", "a-", "a/b", "", "ä", String(repeating: "a", count: 64)])
     func aNameIsASlug(_ name: String) async throws {
         try await withTenants { store async throws in
-            for statement in ["environment (project_id, name) VALUES (1, '\(name)')", "project (client_id, name) VALUES (1, '\(name)')", "service (name) VALUES ('\(name)')"] {
+            let inserts = [
+                "environment (project_id, name) VALUES (1, '\(name)')", "project (client_id, name) VALUES (1, '\(name)')",
+                "service (name) VALUES ('\(name)')",
+            ]
+            for statement in inserts {
                 #expect(try await store.refusal(of: "INSERT INTO \(statement)") == "23514", "\(statement)")
             }
         }
@@ -161,10 +175,18 @@ import Testing
             try await store.run("UPDATE environment_service SET max_request = 500, available_request = 9 WHERE environment_id = 1")
             #expect(try await store.run("SELECT available_request FROM environment_service WHERE environment_id = 1") == ["250"])
             for wrong in ["available_request = 1", "used_request = 1", "used_request = -1, available_request = 501", "held_request = -1"] {
-                #expect(try await store.refusal(of: "UPDATE environment_service SET \(wrong) WHERE environment_id = 1") == "23514", "\(wrong)")
+                #expect(
+                    try await store.refusal(
+                        of: "UPDATE environment_service SET \(wrong) WHERE environment_id = 1") == "23514", "\(wrong)")
             }
-            try await store.run("UPDATE project_service SET max_request = NULL; UPDATE environment_service SET max_request = NULL WHERE environment_id = 1")
-            #expect(try await store.run("SELECT available_request IS NULL, used_request FROM environment_service WHERE environment_id = 1") == ["t|250"])
+            try await store.run(
+                """
+                UPDATE project_service SET max_request = NULL;
+                UPDATE environment_service SET max_request = NULL WHERE environment_id = 1
+                """)
+            #expect(
+                try await store.run("SELECT available_request IS NULL, used_request FROM environment_service WHERE environment_id = 1")
+                    == ["t|250"])
         }
     }
 
@@ -185,8 +207,14 @@ import Testing
 
     @Test func aServiceAssignedAgainOpensANewPeriod() async throws {
         try await withTenants { store in
-            try await store.run("DELETE FROM environment_service WHERE environment_id = 1; INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 50)")
-            #expect(try await store.run("SELECT period, used_request, available_request FROM environment_service WHERE environment_id = 1") == ["2|0|50"])
+            try await store.run(
+                """
+                DELETE FROM environment_service WHERE environment_id = 1;
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 50)
+                """)
+            #expect(
+                try await store.run("SELECT period, used_request, available_request FROM environment_service WHERE environment_id = 1")
+                    == ["2|0|50"])
         }
     }
 
@@ -225,7 +253,10 @@ import Testing
         try await withStore { store async throws in
             #expect(
                 try await store.refusal(
-                    of: "INSERT INTO request_logs (execution_status, environment_id, service_id, api_key, start_point) VALUES ('success', 9, 9, 'key_x', 'req_x')")
+                    of: """
+                        INSERT INTO request_logs (execution_status, environment_id, service_id, api_key, start_point)
+                        VALUES ('success', 9, 9, 'key_x', 'req_x')
+                        """)
                     == nil)
             #expect(try await store.refusal(of: "INSERT INTO request_logs (execution_status) VALUES ('unauthorized')") == "23514")
         }

@@ -10,11 +10,17 @@ import Testing
         try await withStore { store in
             try await store.seed(limit: 100, environments: 2)
             try await store.run("INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60)")
-            #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 41)") == "PN002")
-            #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 40)") == nil)
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 41)") == "PN002")
+            #expect(
+                try await store.refusal(
+                    of: "INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 40)") == nil)
             #expect(try await store.refusal(of: "UPDATE environment_service SET max_request = 61 WHERE environment_id = 1") == "PN002")
             // Both in one statement: the sum at its end counts.
-            #expect(try await store.refusal(of: "UPDATE environment_service SET max_request = CASE environment_id WHEN 1 THEN 90 ELSE 10 END") == nil)
+            #expect(
+                try await store.refusal(
+                    of: "UPDATE environment_service SET max_request = CASE environment_id WHEN 1 THEN 90 ELSE 10 END") == nil)
             #expect(try await store.refusal(of: "UPDATE project_service SET max_request = 99") == "PN002")
             #expect(try await store.refusal(of: "UPDATE project_service SET max_request = 100, reset_frequency = 'daily'") == nil)
             // Sums beyond 64 bits are compared as they are.
@@ -26,7 +32,11 @@ import Testing
         try await withStore { store in
             try await store.seed(limit: 100)
             #expect(try await store.refusal(of: "INSERT INTO environment_service (environment_id, service_id) VALUES (1, 1)") == "PN003")
-            try await store.run("UPDATE project_service SET max_request = NULL; INSERT INTO environment_service (environment_id, service_id) VALUES (1, 1)")
+            try await store.run(
+                """
+                UPDATE project_service SET max_request = NULL;
+                INSERT INTO environment_service (environment_id, service_id) VALUES (1, 1)
+                """)
             #expect(try await store.refusal(of: "UPDATE project_service SET max_request = 1000") == "PN003")
             try await store.run("UPDATE environment_service SET max_request = 10; UPDATE project_service SET max_request = 10")
             #expect(try await store.refusal(of: "UPDATE environment_service SET max_request = NULL") == "PN003")
@@ -41,7 +51,9 @@ import Testing
                 try await store.refusal(
                     of: "BEGIN ISOLATION LEVEL REPEATABLE READ; UPDATE environment_service SET max_request = 20; COMMIT") == "PN005")
             try await store.client.script("ROLLBACK")
-            #expect(try await store.refusal(of: "BEGIN ISOLATION LEVEL SERIALIZABLE; UPDATE environment_service SET max_request = 20; COMMIT") == nil)
+            #expect(
+                try await store.refusal(
+                    of: "BEGIN ISOLATION LEVEL SERIALIZABLE; UPDATE environment_service SET max_request = 20; COMMIT") == nil)
         }
     }
 
@@ -117,7 +129,8 @@ import Testing
                 try await store.run(
                     """
                     SELECT count(*) FROM environment_service e WHERE max_request <>
-                        (SELECT sum(limit_delta) FROM quota_ledger l WHERE (l.environment_id, l.service_id, l.period) = (e.environment_id, 1, 1))
+                        (SELECT sum(limit_delta) FROM quota_ledger l
+                          WHERE (l.environment_id, l.service_id, l.period) = (e.environment_id, 1, 1))
                     """) == ["0"])
             for (_, client) in editors { await client.shutdown() }
             await projectEditor.shutdown()

@@ -82,13 +82,9 @@ func withClient(of database: TestDatabase, _ body: (PostgresClient, Reactor) asy
 
 /// What the body must be refused with.
 func refusal<Value>(
-    _ body: () async throws(AdministrationError) -> Value, sourceLocation: SourceLocation = #_sourceLocation
-) async -> AdministrationError.Code? {
-    do throws(AdministrationError) {
-        _ = try await body()
-    } catch {
-        return error.code
-    }
+    sourceLocation: SourceLocation = #_sourceLocation, _ body: () async throws -> Value
+) async throws -> AdministrationError.Code? {
+    do { _ = try await body() } catch let error as AdministrationError { return error.code }
     Issue.record("not refused", sourceLocation: sourceLocation)
     return nil
 }

@@ -55,7 +55,8 @@ public struct AdministrationError: Error, Sendable, Equatable, CustomStringConve
         case "PN002": return (.shareExceeded, error.message, error.hint)
         case "PN003": return (.unlimitedShare, error.message, error.hint)
         case "PN004", "PN005", "PN006": return (.conflict, error.message, error.hint)
-        case "3F000", "42P01", "42703", "42883": return (.schemaMismatch, "the database does not have the schema of this pandora", "run pandora migrate")
+        case "3F000", "42P01", "42703", "42883":
+            return (.schemaMismatch, "the database does not have the schema of this pandora", "run pandora migrate")
         case "22003", "22007", "22008", "22023": return (.invalidValue, error.message, error.hint)
         case SQLState.uniqueViolation.code, SQLState.checkViolation.code, SQLState.foreignKeyViolation.code:
             guard let rule = rules[error.constraint ?? ""] else { break }
@@ -82,7 +83,10 @@ public struct AdministrationError: Error, Sendable, Equatable, CustomStringConve
         "environment_project_id_name_key": (.alreadyExists, "the project has an environment of that name already", nil),
         "service_name_version_key": (.alreadyExists, "there is a service of that name and version already", nil),
         "environment_service_project_id_service_id_fkey":
-            (.notAssigned, "the service is not assigned to the environment's project", "assign it to the project first: pandora quota set --project"),
+            (
+                .notAssigned, "the service is not assigned to the environment's project",
+                "assign it to the project first: pandora quota set --project"
+            ),
         "environment_service_environment_id_project_id_fkey":
             (.invalidValue, "the environment belongs to another project", nil),
     ]

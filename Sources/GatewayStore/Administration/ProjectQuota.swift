@@ -103,7 +103,8 @@ extension Administration {
     }
 
     static func notAssigned(_ service: ServiceRecord, _ path: String) -> AdministrationError {
-        AdministrationError(.notAssigned, "the service '\(service.path)' is not assigned to '\(path)'", hint: "pandora quota set assigns it")
+        AdministrationError(
+            .notAssigned, "the service '\(service.path)' is not assigned to '\(path)'", hint: "pandora quota set assigns it")
     }
 }
 
