@@ -96,6 +96,8 @@ public final class Transfer {
         lastProgress = now
         if received.readableBytes > 0 { note(.body) } else if ended != nil { enqueue() }
         continueReceiving()
+        // The owner may be at work after this turn's delivery, and nothing else would bring the next.
+        client.reactor.requestTurn()
     }
 
     /// Ends the transfer; its connection is closed unless the answer was complete. No call of the delegate follows.

@@ -224,13 +224,6 @@ def test_connection_close_is_honoured(gateway, key):
         assert answer["connection"].lower() == "close" and wire.ended() == b""
 
 
-def test_client_that_ends_its_side_is_still_answered(gateway, key):
-    with Wire(gateway.port) as wire:
-        wire.send(request("GET", "/raw/late", key=key))
-        wire.finish_sending()
-        assert wire.read().body == b"late"
-
-
 def test_expect_continue_is_answered_before_the_body(gateway, key):
     with Wire(gateway.port) as wire:
         wire.send(request("POST", "/echo", "Expect: 100-continue", "Content-Length: 5", key=key))

@@ -63,9 +63,6 @@ class Wire:
             self.socket.sendall(part)
         return self
 
-    def finish_sending(self):
-        self.socket.shutdown(socket.SHUT_WR)
-
     def _more(self):
         """False at the end of the stream; a reset is an end, too."""
         try:

@@ -111,7 +111,12 @@ extension Exchange {
 
     /// The client takes bytes again.
     func clientWritable() { transfer?.resumeReceiving() }
-    func clientFull() { transfer?.pauseReceiving() }
+
+    func clientFull() {
+        // The last bytes leave only once the transfer has ended: its end must not wait for them to leave.
+        if case .length = framing, answerLeft <= 0 { return }
+        transfer?.pauseReceiving()
+    }
 }
 
 extension Exchange: TransferDelegate {
@@ -124,6 +129,8 @@ extension Exchange: TransferDelegate {
     func transferHead(_ transfer: Transfer, _ head: TransferHead) {
         machine.upstreamAnswered(status: UInt16(head.status))
         firstByteAt = worker.reactor.now
+        // The rest of the body will not be taken (libcurl stops sending on a refusal): the client is told at once.
+        if !isRequestComplete, head.status >= 400 { keepsAlive = false }
         let answer = AnswerHead(head, isHead: self.head.method == "HEAD", own: own(), allocator: worker.allocator)
         framing = answer.framing
         if case .length(let length) = framing { answerLeft = length }

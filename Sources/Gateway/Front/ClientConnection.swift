@@ -38,6 +38,9 @@ final class ClientConnection: ChannelInboundHandler {
     private var isTakingArrivals = false
     /// The head of a request was taken, its end was not.
     private var isInsideRequest = false
+    /// Of the first line of a head that is arriving; what comes in one piece with the request before it is not counted.
+    private var lineBytes = 0
+    private var isLineComplete = false
     private var isBodyPaused = false
     private var isReading = true
     private var isLast = false
@@ -122,14 +125,23 @@ final class ClientConnection: ChannelInboundHandler {
     // MARK: In
 
     /// Bytes of a request have arrived; the decoder sees them next.
-    func bytesArrived() {
+    func bytesArrived(_ bytes: ByteBuffer) {
         switch phase {
         case .idle:
             phase = .arriving
             deadline = worker.reactor.turnNow + worker.requestHead
+            (lineBytes, isLineComplete) = (0, false)
+            measureLine(bytes)
+        case .arriving: if !isLineComplete { measureLine(bytes) }
         case .busy: deadline = worker.reactor.turnNow + worker.bodyIdle
-        case .arriving, .lingering: break
+        case .lingering: break
         }
+    }
+
+    private func measureLine(_ bytes: ByteBuffer) {
+        let end = bytes.readableBytesView.firstIndex(of: UInt8(ascii: "\n"))
+        lineBytes += end.map { $0 - bytes.readerIndex } ?? bytes.readableBytes
+        isLineComplete = end != nil
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -144,7 +156,11 @@ final class ClientConnection: ChannelInboundHandler {
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
         // Errors of the socket end the channel, and what breaks off with it is no fault of syntax.
         guard error is HTTPParserError, context.channel.isActive, phase != .lingering else { return }
-        let fault = RequestHead.Fault(error)
+        var fault = RequestHead.Fault(error)
+        // The decoder does not say what was too large.
+        if fault.refusal == .headersTooLarge, phase == .arriving, lineBytes > worker.limits.requestTarget {
+            fault = .init(.targetTooLong, "more than \(worker.limits.requestTarget) bytes")
+        }
         if let exchange, isInsideRequest {
             // The faulty bytes are its body.
             return exchange.requestBroken(.init(fault.refusal, detail: fault.detail))
@@ -308,7 +324,7 @@ final class ArrivalNote: ChannelInboundHandler {
     init(_ connection: ClientConnection) { self.connection = connection }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        connection.bytesArrived()
+        connection.bytesArrived(unwrapInboundIn(data))
         context.fireChannelRead(data)
     }
 }

@@ -40,7 +40,9 @@ struct RequestHead {
     }
 
     init(_ head: HTTPRequestHead, limits: LimitSettings) throws(Fault) {
-        (method, target, fields) = (head.method.rawValue, head.uri, head.headers)
+        (target, fields) = (head.uri, head.headers)
+        // NIO's decoder loses the hyphen.
+        method = head.method == .MSEARCH ? "M-SEARCH" : head.method.rawValue
         isHTTP11 = head.version.minor >= 1
         keepsAlive = isHTTP11
         kinds = []
@@ -49,7 +51,7 @@ struct RequestHead {
         try Self.refuseReplaced(target, "the request target")
         if method == "CONNECT" || method == "TRACE" { throw Fault(.methodRefused, method) }
         var reading = Reading()
-        for field in fields { try take(field.name, field.value, &reading) }
+        for field in fields { try take(field.name, field.value.withoutTrailingBlanks, &reading) }
         try finish(reading)
         try splitAbsoluteTarget()
     }
@@ -192,6 +194,14 @@ extension RequestHead: RequestFields {
         fields.contains { field in
             field.name.utf8.count == name.utf8.count && field.name.lowercased() == name && (value == nil || field.value == value)
         }
+    }
+}
+
+extension String {
+    /// NIO's decoder leaves the optional white space behind a field's value (RFC 9110, 5.5) in it.
+    fileprivate var withoutTrailingBlanks: String {
+        guard let last = utf8.last, last == 0x20 || last == 0x09 else { return self }
+        return String(Substring(self).trimmingBlanks)
     }
 }
 
