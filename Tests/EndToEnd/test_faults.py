@@ -113,26 +113,32 @@ def ask(site, key, target="/echo"):
 
 def test_cached_keys_serve_while_postgresql_is_away(site):
     limited, unlimited = site.tenants.environment(orders=100_000), site.tenants.environment(orders=None)
-    unknown = tenancy.new_secret()
-    ids = []
-    with load(site, limited, clients=2):
-        time.sleep(0.5)  # Traffic earns a lease that lasts for more than one request.
-    for environment in (limited, unlimited):
-        ids.append(ask(site, environment.key).id)
-    site.postgres.stop()
-    try:
-        for environment in (limited, unlimited) * 5:
-            answer = ask(site, environment.key)
-            assert answer.status == 200, answer
-            ids.append(answer.id)
-        refused = ask(site, unknown)
-        assert refused.status == 503 and int(refused["retry-after"]) > 0
-        assert refused.json()["code"] == "STORE_UNAVAILABLE"
-        ids.append(refused.id)
-        # A second asking must not be answered from what the first could not find out.
-        assert ask(site, unknown).status == 503
-    finally:
-        site.postgres.start()
+    unknown, ids = tenancy.new_secret(), []
+    with contextlib.ExitStack() as stack:
+        # A connection belongs to one worker, and each worker has its own cache and its own lease.
+        wires = [stack.enter_context(Wire(site.gateway.port)) for _ in range(8)]
+
+        def serve():
+            for wire in wires:
+                for environment in (limited, unlimited):
+                    answer = wire.send(request("GET", "/echo", key=environment.key)).read()
+                    assert answer.status == 200, answer
+                    ids.append(answer.id)
+
+        for _ in range(10):  # Traffic earns a lease that lasts for more than one request.
+            serve()
+        site.postgres.stop()
+        try:
+            serve()
+            refused = ask(site, unknown)
+            assert refused.status == 503 and int(refused["retry-after"]) > 0
+            assert refused.json()["code"] == "STORE_UNAVAILABLE"
+            ids.append(refused.id)
+            # A second asking must not be answered from what the first could not find out.
+            assert ask(site, unknown).status == 503
+            serve()
+        finally:
+            site.postgres.start()
     kit.eventually(lambda: set(ids) <= site.log.ids(), 30, "what was answered meanwhile is in the log")
     row = site.log.row(refused.id)
     assert row["status_code"] == 503 and row["execution_status"] == "server_error"
