@@ -126,7 +126,8 @@ public final class Transfer {
         let bits = (hasLibcurlPausedReceiving ? CURLPAUSE_RECV : 0) | (hasLibcurlPausedSending ? CURLPAUSE_SEND : 0)
         // May call the callbacks below before it returns: nothing of ours is held here.
         let code = curl_easy_pause(handle.raw, bits)
-        if code != CURLE_OK, ended == nil { client.abort(self, code) }
+        // 43: it has lost its connection already, and how the transfer ended is about to be told.
+        if code != CURLE_OK, code != CURLE_BAD_FUNCTION_ARGUMENT, ended == nil { client.abort(self, code) }
         client.reactor.requestTurn()
     }
 
