@@ -30,7 +30,7 @@ import Testing
         #expect(try read().body == .none)
         #expect(try read([("content-length", "12")]).body == .length(12))
         #expect(try read([("Transfer-Encoding", "Chunked")]).body == .chunked)
-        for value in ["", "+1", "-1", "1,1", "0x1", "9223372036854775808", "1 "] {
+        for value in ["", "+1", "-1", "1,1", "0x1", "9223372036854775808"] {
             #expect(refusal { () throws(RequestHead.Fault) in try read([("Content-Length", value)]) } == .requestMalformed, "\(value)")
         }
         #expect(refusal { () throws(RequestHead.Fault) in try read([("Content-Length", "1"), ("Content-Length", "1")]) } == .requestMalformed)
