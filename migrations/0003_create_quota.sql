@@ -107,7 +107,7 @@ CREATE TABLE pandora.quota_ledger (
         ('opened', 'hops', 'flow', 'lost', 'refund', 'overrun', 'adjust', 'limit')),
     used_delta     bigint      NOT NULL DEFAULT 0,
     limit_delta    bigint      NOT NULL DEFAULT 0,
-    reservation_id text        COLLATE "C" UNIQUE,
+    reservation_id text        COLLATE "C",
     outcome        text        CHECK (outcome IN ('committed', 'rolled_back', 'expired')),
     spool_id       uuid,
     frames         bigint,
@@ -115,11 +115,16 @@ CREATE TABLE pandora.quota_ledger (
     CHECK (limit_delta = 0 OR kind IN ('opened', 'limit')),
     CHECK (kind <> 'refund' OR used_delta <= 0),
     CHECK (kind NOT IN ('hops', 'flow', 'lost', 'overrun') OR used_delta >= 0),
-    CHECK ((kind = 'flow') = (reservation_id IS NOT NULL AND outcome IS NOT NULL)),
+    CHECK ((kind = 'flow') = (outcome IS NOT NULL)),
+    CHECK (kind <> 'flow' OR reservation_id IS NOT NULL),
+    CHECK (reservation_id IS NULL OR kind IN ('flow', 'overrun')),
     CHECK (outcome IS NULL OR outcome = 'committed' OR used_delta = 0)
 );
 
 CREATE INDEX quota_ledger_row ON pandora.quota_ledger (environment_id, service_id, period);
+
+-- A flow ends once, and is charged at most once after it expired.
+CREATE UNIQUE INDEX quota_ledger_flow ON pandora.quota_ledger (reservation_id, kind) WHERE reservation_id IS NOT NULL;
 
 CREATE FUNCTION pandora.refuse_ledger_change() RETURNS trigger
 LANGUAGE plpgsql AS $$

@@ -176,6 +176,25 @@ BEGIN
 END
 $$;
 
+-- Whatever is due among the rows of a question, in the order in which everybody takes these locks.
+CREATE FUNCTION pandora.reset_rows_due(environments bigint[], services bigint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    due record;
+BEGIN
+    FOR due IN
+        SELECT DISTINCT p.project_id, p.service_id
+          FROM unnest(environments, services) AS w (environment_id, service_id)
+          JOIN pandora.environment_service e USING (environment_id, service_id)
+          JOIN pandora.project_service p ON p.project_id = e.project_id AND p.service_id = e.service_id
+         WHERE p.next_reset <= clock_timestamp()
+         ORDER BY 1, 2
+    LOOP
+        PERFORM pandora.reset_if_due(due.project_id, due.service_id);
+    END LOOP;
+END
+$$;
+
 -- The sweeper's turn: at most one overdue row, so that a transaction is one project's reset.  Returns whether
 -- there was one; rows that another node resets just now are left to it.
 CREATE FUNCTION pandora.reset_next_due() RETURNS boolean
@@ -184,7 +203,7 @@ DECLARE
     due record;
 BEGIN
     SELECT p.project_id, p.service_id INTO due FROM pandora.project_service p
-     WHERE p.next_reset <= clock_timestamp()
+     WHERE p.next_reset <= statement_timestamp()
      ORDER BY p.next_reset LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;

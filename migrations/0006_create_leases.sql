@@ -1,7 +1,7 @@
 -- A lease is a gateway worker's hold on quota, taken ahead of traffic so that a request costs no round trip.
 --
--- Locks are taken in one order everywhere: spool, leases, project_service (a due reset), environment_service;
--- within each, sorted by environment, service, period.
+-- Locks are taken in one order everywhere: spool, reservations, leases, project_service (a due reset),
+-- environment_service; within each, sorted: by id, or by environment, service, period.
 
 -- The counters only grow.  open = granted - settled.  Units leave a lease by their holder's word (hops
 -- shipped, idle units given back) or by a write-off, which remembers them in `lost` so that a holder who
@@ -44,7 +44,6 @@ RETURNS TABLE (
     total_granted bigint, total_returned bigint, total_overrun bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
-    due   record;
     want  record;
     quota pandora.environment_service;
     lease pandora.quota_lease;
@@ -57,16 +56,7 @@ BEGIN
       WHERE l.spool_id = of_spool AND (l.environment_id, l.service_id) IN
             (SELECT * FROM unnest(environments, services))
       ORDER BY l.environment_id, l.service_id, l.period FOR NO KEY UPDATE;
-    FOR due IN
-        SELECT DISTINCT p.project_id, p.service_id
-          FROM unnest(environments, services) AS w (environment_id, service_id)
-          JOIN pandora.environment_service e USING (environment_id, service_id)
-          JOIN pandora.project_service p ON p.project_id = e.project_id AND p.service_id = e.service_id
-         WHERE p.next_reset <= clock_timestamp()
-         ORDER BY 1, 2
-    LOOP
-        PERFORM pandora.reset_if_due(due.project_id, due.service_id);
-    END LOOP;
+    PERFORM pandora.reset_rows_due(environments, services);
 
     FOR want IN
         SELECT w.environment_id, w.service_id, w.need, greatest(w.need, w.wish) AS wish, w.position::integer
