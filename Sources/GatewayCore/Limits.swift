@@ -67,8 +67,22 @@ public enum Limits {
     public static let flowTimeMax = Duration.seconds(86_400)
     public static let flowHops = 100
     public static let openFlowsPerKey = 100
-    /// How often abandoned flows and due resets are looked for.
+    /// A claim outlives the longest transfer of its route by this.
+    public static let flowClaimMargin = Duration.seconds(30)
+
+    // The sweeper.
+    /// How often abandoned flows and due resets are looked for, and how many of them at a time.
     public static let sweep = Duration.seconds(1)
+    public static let sweepRows = 1_000
+    /// How long a session must have been connected before it may judge flows and holders: after a restart or a
+    /// failover everybody has been silent.
+    public static let sweepConnected = Duration.seconds(60)
+    /// How often silent holders are looked for, settled leases dropped, and the days ahead given their partitions.
+    public static let sweepHolders = Duration.seconds(10)
+    public static let sweepLeases = Duration.seconds(60)
+    public static let leaseKeep = Duration.seconds(3600)
+    public static let sweepPartitions = Duration.seconds(600)
+    public static let partitionDays = 7
 
     // The node.
     /// Workers of one node.

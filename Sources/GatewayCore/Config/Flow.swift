@@ -23,6 +23,16 @@ public struct Flow: Sendable, Equatable {
     /// Open flows per key and service.
     public var open: Int
     public var onFailure: Failure
+
+    public init(
+        name: String, start: String, steps: [String], finish: String, units: Int64 = 1,
+        timeToLive: Duration = Limits.flowTime, timeMax: Duration = Limits.flowTimeMax, hops: Int = Limits.flowHops,
+        ordered: Bool = false, open: Int = Limits.openFlowsPerKey, onFailure: Failure = .keep
+    ) {
+        (self.name, self.start, self.steps, self.finish) = (name, start, steps, finish)
+        (self.units, self.timeToLive, self.timeMax, self.hops) = (units, timeToLive, timeMax, hops)
+        (self.ordered, self.open, self.onFailure) = (ordered, open, onFailure)
+    }
 }
 
 /// What a route is to a flow.

@@ -133,9 +133,7 @@ extension ConfigurationReader {
             if name.unicodeScalars.contains(where: { Self.duplicateMarks.contains($0.value) }) { continue }
             checkName(name, mark, "a flow")
             guard let section = Section(node, name: "flows.\(name)", faults: faults) else { continue }
-            var flow = Flow(
-                name: name, start: "", steps: [], finish: "", units: 1, timeToLive: Limits.flowTime, timeMax: Limits.flowTimeMax,
-                hops: Limits.flowHops, ordered: false, open: Limits.openFlowsPerKey, onFailure: .keep)
+            var flow = Flow(name: name, start: "", steps: [], finish: "")
             func role(_ route: String?, _ mark: Mark?, _ role: FlowRole) -> String {
                 guard let route else { return "" }
                 if !names.contains(route) {

@@ -83,12 +83,12 @@ extension HopRecord {
 
 extension UnsafeMutableRawBufferPointer {
     @inline(__always)
-    fileprivate func store<Number: FixedWidthInteger>(_ number: Number, at offset: Int) {
+    func store<Number: FixedWidthInteger>(_ number: Number, at offset: Int) {
         storeBytes(of: number.littleEndian, toByteOffset: offset, as: Number.self)
     }
 
     @inline(__always)
-    fileprivate func store(_ uuid: UUIDBits, at offset: Int) {
+    func store(_ uuid: UUIDBits, at offset: Int) {
         store(uuid.high, at: offset)
         store(uuid.low, at: offset + 8)
     }

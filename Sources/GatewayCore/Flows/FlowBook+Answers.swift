@@ -1,0 +1,110 @@
+// What comes back from the store.
+extension FlowBook {
+    /// The answers to a start statement, one a request and in its order.
+    public mutating func started(_ number: UInt64, _ replies: [FlowStartReply], now: Int64) {
+        guard let waiters = starts.answered(number) else { return }
+        precondition(replies.count == waiters.count, "one answer a request")
+        var again: [FlowLane<FlowStart>.Waiter] = []
+        for (waiter, reply) in zip(waiters, replies) {
+            // Whoever gave up has it taken back already.
+            guard var waiter, let ticket = waiter.ticket else { continue }
+            if case .short(let numbers, let leased, _) = reply, mayComeBack(numbers, leased, &waiter, now) {
+                again.append(waiter)
+            } else {
+                actions.append(.answerStart(ticket, answer(waiter.request, reply)))
+            }
+        }
+        starts.putBack(again)
+        isDue = true
+    }
+
+    private mutating func answer(_ start: FlowStart, _ reply: FlowStartReply) -> FlowStartAnswer {
+        switch reply {
+        case .started(let numbers, let expiresIn):
+            counters.started += 1
+            let flow = OpenFlow(
+                id: start.id, row: start.row, period: numbers.period, units: start.units, startPoint: start.requestID,
+                hops: 1, expiresIn: expiresIn)
+            return .started(flow, numbers.view)
+        case .short(let numbers, let leased, let deadlineIn):
+            let view = numbers.view ?? .unknown
+            if numbers.available ?? 0 < start.units {
+                counters.refusedUsedUp += 1
+                return .usedUp(
+                    retryAfter: numbers.resetIn.map { max(1, Self.seconds($0)) } ?? limits.retryAfterNeverReset, view)
+            }
+            counters.refusedHeld += 1
+            return .held(retryAfter: leased > 0 ? limits.retryAfterHeld : retryAfter(deadlineIn), view)
+        case .limit(let deadlineIn):
+            counters.refusedLimit += 1
+            return .limitReached(retryAfter: retryAfter(deadlineIn))
+        case .notAssigned:
+            return .notAssigned
+        case .ended:
+            // Its start was taken back before it was said again.
+            return unavailable()
+        }
+    }
+
+    private func retryAfter(_ deadlineIn: Int64?) -> Int64 {
+        max(limits.retryAfterHeld, deadlineIn.map(Self.seconds) ?? 0)
+    }
+
+    /// Whether a recall may bring the units: then the request waits a moment more.
+    private mutating func mayComeBack(
+        _ numbers: FlowNumbers, _ leased: Int64, _ waiter: inout FlowLane<FlowStart>.Waiter, _ now: Int64
+    ) -> Bool {
+        let start = waiter.request
+        guard let available = numbers.available, leased > 0, available >= start.units else { return false }
+        let deniedAt = waiter.deniedAt ?? now
+        guard now - deniedAt < limits.recallWait else { return false }
+        waiter.deniedAt = deniedAt
+        waiter.askAt = now + limits.recallAskInterval
+        if now >= recalledAt[start.row] ?? .min {
+            if recalledAt.count >= limits.rowsPerStatement { recalledAt.removeAll { $0.value <= now } }
+            recalledAt[start.row] = now + limits.recallInterval
+            counters.recalls += 1
+            actions.append(.recall(start.row))
+        }
+        return true
+    }
+
+    /// The answers to a statement of hops.
+    public mutating func advanced(_ number: UInt64, _ answers: [FlowHopAnswer], now: Int64) {
+        guard let waiters = hops.answered(number) else { return }
+        precondition(answers.count == waiters.count, "one answer a request")
+        for (waiter, answer) in zip(waiters, answers) {
+            if let ticket = waiter?.ticket { actions.append(.answerHop(ticket, answer)) }
+        }
+        isDue = true
+    }
+
+    /// The answers to a statement of settlements and resolutions.
+    public mutating func settled(_ number: UInt64, _ answers: [FlowSettled], now: Int64) {
+        guard let waiters = orders.answered(number) else { return }
+        precondition(answers.count == waiters.count, "one answer a request")
+        for (waiter, answer) in zip(waiters, answers) {
+            guard let ticket = waiter?.ticket else { continue }
+            switch answer {
+            case .ended(.committed): counters.committed += 1
+            case .ended(.rolledBack): counters.rolledBack += 1
+            case .ended(.expired(let charged)): counters.late += charged > 0 ? 1 : 0
+            case .open: counters.reopened += 1
+            default: break
+            }
+            actions.append(.answerOrder(ticket, answer))
+        }
+        isDue = true
+    }
+
+    public mutating func noted(_ number: UInt64, now: Int64) {
+        _ = notes.answered(number)
+        isDue = true
+    }
+}
+
+extension Dictionary {
+    fileprivate mutating func removeAll(where isGone: (Element) -> Bool) {
+        for element in self where isGone(element) { self[element.key] = nil }
+    }
+}
