@@ -45,10 +45,12 @@ public struct Shipment: Sendable {
     /// The smallest and the largest id among the rows; nil where there are none.
     public var ids: ClosedRange<RequestID>?
     public var charges: [ShipmentCharge]
+    /// Flows whose settlement could not reach the database when it was due.
+    public var settlements: [FlowSettlement]
 
     public init(
         spool: UUIDBits, epoch: Int64, start: Int64, end: Int64, rows: [UInt8], ids: ClosedRange<RequestID>?,
-        charges: [ShipmentCharge]
+        charges: [ShipmentCharge], settlements: [FlowSettlement] = []
     ) {
         self.spool = spool
         self.epoch = epoch
@@ -57,6 +59,7 @@ public struct Shipment: Sendable {
         self.rows = rows
         self.ids = ids
         self.charges = charges
+        self.settlements = settlements
     }
 }
 
@@ -123,13 +126,30 @@ public final class ShipSession {
             transaction.execute(announce, parameters) { _ in }
         }
         // The hot rows come last, so that they are locked briefly.
+        if !shipment.settlements.isEmpty { transaction.execute(lock, lockParameters(shipment)) { _ in } }
         if !shipment.charges.isEmpty {
             transaction.execute(settle, settleParameters(shipment)) { result in
                 guard case .success(let rows) = result else { return }
                 settled(.shipped(overrun: rows[0].int64(0), moved: rows[0].int64(1)))
             }
         }
+        for round in rounds(shipment.settlements) {
+            transaction.execute(FlowSession.settleStatement, FlowSession.parameters(of: round)) { _ in }
+        }
         transaction.commit()
+    }
+
+    /// A statement takes one word about each flow; what more there is comes after it.
+    static func rounds(_ settlements: [FlowSettlement]) -> [[FlowOrder]] {
+        var rounds: [[FlowOrder]] = []
+        var said: [ReservationID: Int] = [:]
+        for settlement in settlements {
+            let round = said[settlement.id, default: 0]
+            said[settlement.id] = round + 1
+            if round == rounds.count { rounds.append([]) }
+            rounds[round].append(.settle(settlement))
+        }
+        return rounds
     }
 
     /// Returns what a spool's leases have left, on the word of whoever holds the spool and has shipped all of it.
@@ -174,6 +194,18 @@ public final class ShipSession {
         return parameters
     }
 
+    private static func lockParameters(_ shipment: Shipment) -> Parameters {
+        var parameters = Parameters()
+        parameters.append(shipment.settlements.map { "\($0.id)" })
+        parameters.append("\(shipment.spool)")
+        parameters.append(shipment.charges.map(\.row.environmentID))
+        parameters.append(shipment.charges.map(\.row.serviceID))
+        parameters.append(shipment.charges.map(\.period))
+        parameters.append(shipment.settlements.map(\.row.environmentID))
+        parameters.append(shipment.settlements.map(\.row.serviceID))
+        return parameters
+    }
+
     private static let openStatement = Statement(
         name: "ship_open",
         sql: """
@@ -197,6 +229,10 @@ public final class ShipSession {
 
     private static let announce = Statement(
         name: "ship_announce", sql: "SELECT pg_notify('pandora_log', $1)", parameterTypes: [.text])
+
+    private static let lock = Statement(
+        name: "ship_lock", sql: "SELECT pandora.flow_lock($1, $2::uuid, $3, $4, $5, $6, $7)",
+        parameterTypes: [.textArray, .text, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array])
 
     private static let settle = Statement(
         name: "ship_settle",

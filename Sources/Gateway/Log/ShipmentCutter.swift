@@ -1,7 +1,7 @@
 internal import GatewayCore
 internal import GatewayStore
 
-/// Makes a shipment of a piece of a spool: its rows, and what its hops charged.
+/// Makes a shipment of a piece of a spool: its rows, what its hops charged, and what became of flows.
 struct ShipmentCutter {
     private struct Charged: Hashable {
         var row: QuotaRow
@@ -17,7 +17,7 @@ struct ShipmentCutter {
     }
 
     /// - Parameter withRows: false: the hops are settled without their rows, because the database takes none of them.
-    /// - Returns: the shipment, and the frames that are no hops this version knows.
+    /// - Returns: the shipment, and the frames that are nothing this version knows.
     func cut(
         _ piece: SpoolReader.Piece, epoch: Int64, withRows: Bool
     ) -> (shipment: Shipment, strange: [Range<Int>]) {
@@ -26,10 +26,12 @@ struct ShipmentCutter {
         var charges: [Charged: ShipmentCharge] = [:]
         var strange: [Range<Int>] = []
         var ids: ClosedRange<RequestID>?
+        var settlements: [FlowSettlement] = []
         piece.bytes.withUnsafeBytes { bytes in
             for range in piece.frames {
-                guard let hop = HopFrame(UnsafeRawBufferPointer(rebasing: bytes[range])) else {
-                    strange.append(range)
+                let frame = UnsafeRawBufferPointer(rebasing: bytes[range])
+                guard let hop = HopFrame(frame) else {
+                    if let settlement = FlowSettlement(frame) { settlements.append(settlement) } else { strange.append(range) }
                     continue
                 }
                 if withRows {
@@ -41,7 +43,7 @@ struct ShipmentCutter {
         }
         let shipment = Shipment(
             spool: spool, epoch: epoch, start: piece.start, end: piece.end, rows: rows, ids: ids,
-            charges: charges.values.sorted { ($0.row, $0.period) < ($1.row, $1.period) })
+            charges: charges.values.sorted { ($0.row, $0.period) < ($1.row, $1.period) }, settlements: settlements)
         return (shipment, strange)
     }
 

@@ -168,6 +168,23 @@ public final class SpoolWriter: TurnHook {
         return true
     }
 
+    /// Takes the settlement of a flow that could not reach the database; it is on its way to the disk before the flush
+    /// phase of this turn.
+    ///
+    /// - Parameter reserved: whether `reserve` kept place for it.
+    /// - Returns: false where it was lost for want of place, and counted.
+    @discardableResult
+    public func append(_ settlement: FlowSettlement, reserved isReserved: Bool) -> Bool {
+        if isReserved {
+            cancelReservation()
+        } else if !hasPlace(for: reserved + 1) {
+            progress.lostRecord()
+            return false
+        }
+        write { settlement.encode(into: $0, at: $1) }
+        return true
+    }
+
     public var isWritten: Bool { buffered == 0 }
 
     private var now: Int64 { Int64(reactor.turnNow.uptimeNanoseconds / 1_000) }
@@ -178,7 +195,9 @@ public final class SpoolWriter: TurnHook {
         }
     }
 
-    private func write(_ record: HopRecord) {
+    private func write(_ record: HopRecord) { write { record.encode(into: $0, at: $1) } }
+
+    private func write(_ encode: (UnsafeMutableRawBufferPointer, Int64) -> Int) {
         if buffered + Frame.maximumLength > buffer.count { flush() }
         guard buffered + Frame.maximumLength <= buffer.count else {
             // The disk refuses writes and the buffer is full of what it refused.
@@ -186,12 +205,12 @@ public final class SpoolWriter: TurnHook {
         }
         let offset = position + Int64(buffered)
         let room = UnsafeMutableRawBufferPointer(rebasing: buffer[buffered...])
-        let length = record.encode(into: room, at: offset)
+        let length = encode(room, offset)
         if offset + Int64(length) > segmentStart + settings.segmentBytes {
             flush()
             guard buffered == 0, rotate() else { return progress.lostRecord() }
             // The frame carries its offset, which is the same in the new segment; its place in the buffer is not.
-            _ = record.encode(into: buffer, at: position)
+            _ = encode(buffer, position)
         }
         buffered += length
         bufferedFrames += 1
