@@ -1,0 +1,233 @@
+public import GatewayCore
+public import GatewayStore
+internal import Glibc
+public import NIOCore
+public import Postgres
+public import Reactor
+
+/// The flows of one worker: drives a ``FlowBook`` over the worker's connection to the store.
+///
+/// Confined to its reactor.  Every callback runs once, on the reactor, after the call returned or within it.
+public final class FlowKeeper {
+    private let reactor: Reactor
+    private var book: FlowBook
+    private var session: FlowSession?
+    private var starting: [FlowTicket: (FlowStartAnswer) -> Void] = [:]
+    private var hopping: [FlowTicket: (FlowHopAnswer) -> Void] = [:]
+    private var ordering: [FlowTicket: (FlowSettled) -> Void] = [:]
+    private var timer: (deadline: Int64, timer: Reactor.Timer)?
+    private var isDriving = false
+    private var onClosed: (() -> Void)?
+    private var closeTimer: Reactor.Timer?
+    private let answerDeadline: TimeAmount
+
+    /// A statement that the store refused; it is sent again as long as somebody waits for it.
+    public var onError: ((PostgresError) -> Void)?
+
+    public init(on reactor: Reactor, limits: FlowLimits = FlowLimits()) {
+        self.reactor = reactor
+        book = FlowBook(limits: limits)
+        answerDeadline = .microseconds(limits.answerMax)
+    }
+
+    public var counters: FlowBook.Counters { book.counters }
+
+    /// Requests and settlements that wait for the store.
+    public var waiting: Int { book.waiting }
+
+    // MARK: - Requests
+
+    /// Holds a flow's units.  One statement.  Within the limits' `waitMax`; where that ends first, and the store may have
+    /// heard it, it is taken back.
+    public func start(_ start: FlowStart, _ done: @escaping (FlowStartAnswer) -> Void) {
+        reactor.preconditionInEventLoop()
+        switch book.start(start, now: Self.now) {
+        case .answered(let answer): done(answer)
+        case .waits(let ticket):
+            starting[ticket] = done
+            drive()
+        }
+    }
+
+    /// Asks whether a step may be forwarded.
+    public func step(_ hop: FlowHop, _ done: @escaping (FlowHopAnswer) -> Void) {
+        precondition(!hop.isFinish, "a finish is claimed")
+        take(hop, done)
+    }
+
+    /// Claims the finish, before it is forwarded: from `passed` on no other hop can finish the flow, and nobody expires
+    /// it, until the claim's time is over.  To be settled once, whatever happens.
+    public func claim(_ hop: FlowHop, _ done: @escaping (FlowHopAnswer) -> Void) {
+        precondition(hop.isFinish, "only a finish is claimed")
+        take(hop, done)
+    }
+
+    private func take(_ hop: FlowHop, _ done: @escaping (FlowHopAnswer) -> Void) {
+        reactor.preconditionInEventLoop()
+        switch book.take(hop, now: Self.now) {
+        case .answered(let answer): done(answer)
+        case .waits(let ticket):
+            hopping[ticket] = done
+            drive()
+        }
+    }
+
+    /// Says what became of a flow.  Within the limits' `settleMax`; then the answer is `pending`, and the settlement it
+    /// carries belongs into the spool before the client is answered.  It may be said again at any time.
+    public func settle(_ settlement: FlowSettlement, _ done: @escaping (FlowSettled) -> Void) {
+        reactor.preconditionInEventLoop()
+        wait(for: book.settle(settlement, now: Self.now), done)
+    }
+
+    /// Ends an open flow on the word of a client or an operator.
+    public func resolve(_ resolution: FlowResolution, _ done: @escaping (FlowSettled) -> Void) {
+        reactor.preconditionInEventLoop()
+        wait(for: book.resolve(resolution, now: Self.now), done)
+    }
+
+    private func wait(for decision: FlowBook.Decision<FlowSettled>, _ done: @escaping (FlowSettled) -> Void) {
+        switch decision {
+        case .answered(let answer): done(answer)
+        case .waits(let ticket):
+            ordering[ticket] = done
+            drive()
+        }
+    }
+
+    /// Remembers what a step with a key was answered, for whoever sends it again.
+    public func note(_ note: FlowNote) {
+        reactor.preconditionInEventLoop()
+        book.note(note, now: Self.now)
+        if book.isDue { drive() }
+    }
+
+    /// The flow as the store has it; nil: unknown, or not of the environment (nil: any).
+    public func show(
+        _ id: ReservationID, environment: Int64?, _ done: @escaping (Result<FlowView?, PostgresError>) -> Void
+    ) {
+        reactor.preconditionInEventLoop()
+        guard let session else { preconditionFailure("shown before the keeper began") }
+        session.show(id, environment: environment, deadline: answerDeadline, done)
+    }
+
+    // MARK: - Life
+
+    /// Requests are sent from now on; until then they wait.
+    public func begin(_ session: FlowSession) {
+        reactor.preconditionInEventLoop()
+        self.session = session
+        if session.isReady { storeReady() }
+    }
+
+    /// The connection of the session stands (again): to be called from its state changes.
+    public func storeReady() {
+        guard session != nil else { return }
+        book.connected(now: Self.now)
+        drive()
+    }
+
+    /// The connection of the session was lost or cannot be made.
+    public func storeLost() {
+        book.disconnected(now: Self.now)
+        drive()
+    }
+
+    /// Orderly end, once no request will come any more.
+    ///
+    /// - Parameter done: once, when the store has answered everything that waits, or after `limit` without that.
+    public func close(within limit: TimeAmount, _ done: @escaping () -> Void) {
+        reactor.preconditionInEventLoop()
+        precondition(onClosed == nil, "closed twice")
+        onClosed = done
+        closeTimer = reactor.startTimer(in: limit) { [weak self] in self?.finishClosing() }
+        drive()
+    }
+
+    private func finishClosing() {
+        guard let done = onClosed else { return }
+        onClosed = nil
+        if let timer = closeTimer { reactor.cancelTimer(timer) }
+        closeTimer = nil
+        done()
+    }
+
+    // MARK: - Driving the book
+
+    /// Carries out what the book wants until it wants nothing; callbacks may call any method of this keeper.
+    private func drive() {
+        guard !isDriving else { return }
+        isDriving = true
+        repeat {
+            book.advance(to: Self.now)
+            for action in book.takeActions() { perform(action) }
+        } while book.isDue
+        isDriving = false
+        startTimer()
+        if onClosed != nil, book.isIdle { finishClosing() }
+    }
+
+    /// One timer, moved only for an earlier deadline; one that fires early finds nothing due and is set again.
+    private func startTimer() {
+        guard let deadline = book.deadline else { return }
+        if let timer {
+            guard deadline < timer.deadline else { return }
+            reactor.cancelTimer(timer.timer)
+        }
+        timer = (
+            deadline,
+            reactor.startTimer(in: .microseconds(max(0, deadline - Self.now))) { [weak self] in
+                self?.timer = nil
+                self?.drive()
+            }
+        )
+    }
+
+    private func perform(_ action: FlowAction) {
+        switch action {
+        case .answerStart(let ticket, let answer): starting.removeValue(forKey: ticket)?(answer)
+        case .answerHop(let ticket, let answer): hopping.removeValue(forKey: ticket)?(answer)
+        case .answerOrder(let ticket, let answer): ordering.removeValue(forKey: ticket)?(answer)
+        case .recall(let row): session?.recall(row, deadline: answerDeadline)
+        case .start(let number, let starts):
+            session?.start(starts, deadline: answerDeadline) { [weak self] result in
+                self?.heard(number, result) { $0.started(number, $1, now: Self.now) }
+            }
+        case .advance(let number, let hops):
+            session?.advance(hops, deadline: answerDeadline) { [weak self] result in
+                self?.heard(number, result) { $0.advanced(number, $1, now: Self.now) }
+            }
+        case .settle(let number, let orders):
+            session?.settle(orders, deadline: answerDeadline) { [weak self] result in
+                self?.heard(number, result) { $0.settled(number, $1, now: Self.now) }
+            }
+        case .note(let number, let notes):
+            session?.note(notes, deadline: answerDeadline) { [weak self] result in
+                self?.heard(number, result) { book, _ in book.noted(number, now: Self.now) }
+            }
+        }
+    }
+
+    private func heard<Answer>(
+        _ number: UInt64, _ result: Result<Answer, PostgresError>, _ took: (inout FlowBook, Answer) -> Void
+    ) {
+        switch result {
+        case .success(let answer):
+            took(&book, answer)
+        case .failure(let error):
+            if session?.isReady == true {
+                if !error.isRetryable { onError?(error) }
+                book.failed(number, now: Self.now)
+            } else {
+                book.disconnected(now: Self.now)
+            }
+        }
+        drive()
+    }
+
+    /// Microseconds of a clock that goes on while the machine sleeps.
+    private static var now: Int64 {
+        var time = timespec()
+        clock_gettime(CLOCK_BOOTTIME, &time)
+        return Int64(time.tv_sec) * 1_000_000 + Int64(time.tv_nsec) / 1_000
+    }
+}
