@@ -92,6 +92,7 @@ extension ModelStore {
                 (sum.units + frame.units, sum.leased + (frame.leased ? frame.units : 0))
         }
         for (id, sum) in sums { settle(spool, id, units: sum.units, leased: sum.leased) }
+        for settlement in frames.compactMap(\.settlement) { _ = settle([.settle(settlement)]) }
         return spools[spool]!.shippedTo
     }
 

@@ -7,12 +7,19 @@ public struct ModelFrame: Sendable, Equatable {
     public var period: Int64
     public var units: Int64
     public var leased: Bool
+    /// Instead of a hop: a flow that could not be settled when it was due.
+    public var settlement: FlowSettlement?
 
     public init(row: QuotaRow, period: Int64, units: Int64, leased: Bool) {
         self.row = row
         self.period = period
         self.units = units
         self.leased = leased
+    }
+
+    public init(_ settlement: FlowSettlement) {
+        self.init(row: settlement.row, period: settlement.period, units: 0, leased: false)
+        self.settlement = settlement
     }
 }
 
@@ -28,6 +35,10 @@ public struct ModelStore: Sendable {
         public var period: Int64
         public var available: Int64? { limit.map { $0 - used } }
         public var free: Int64 { (available ?? 0) - held }
+
+        public init(limit: Int64?, used: Int64 = 0, held: Int64 = 0, period: Int64) {
+            (self.limit, self.used, self.held, self.period) = (limit, used, held, period)
+        }
     }
 
     public struct Lease: Sendable, Equatable {
@@ -69,7 +80,10 @@ public struct ModelStore: Sendable {
         public var lost: Int64 = 0
         public var refund: Int64 = 0
         public var overrun: Int64 = 0
-        public var used: Int64 { hops + lost + refund + overrun }
+        public var flows: Int64 = 0
+        /// Flows whose hop succeeded after they had expired; booked as overrun.
+        public var late: Int64 = 0
+        public var used: Int64 { hops + lost + refund + overrun + flows + late }
     }
 
     public struct Spool: Sendable, Equatable {
@@ -83,6 +97,9 @@ public struct ModelStore: Sendable {
     public internal(set) var leases: [LeaseKey: Lease] = [:]
     public internal(set) var ledger: [RowPeriod: Booked] = [:]
     public internal(set) var spools: [Int: Spool] = [:]
+    public internal(set) var reservations: [ReservationID: Reservation] = [:]
+    /// What the ledger says of flows that are over.
+    public internal(set) var ended: [ReservationID: EndedFlow] = [:]
     /// Length of the rows' periods and when the current one ends; all rows belong to one project.
     public var periodLength: Int64?
     public internal(set) var nextReset: Int64?
@@ -162,6 +179,9 @@ public struct ModelStore: Sendable {
                 return "lease \(key): \(lease)"
             }
             if quotas[key.row]?.period == key.period { open[key.row, default: 0] += lease.open }
+        }
+        for (_, flow) in reservations where quotas[flow.row]?.period == flow.period {
+            open[flow.row, default: 0] += flow.units
         }
         for (row, quota) in quotas {
             let booked = ledger[RowPeriod(row: row, period: quota.period)] ?? Booked()

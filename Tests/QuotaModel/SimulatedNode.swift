@@ -37,18 +37,47 @@ struct SimulatedNode {
     }
     var evidence: [QuotaRow: Evidence] = [:]
     var askSent: [UInt64: (sequence: UInt64, rows: [QuotaRow])] = [:]
+
+    var flows = FlowBook()
+    var flowTickets: [FlowTicket: FlowWork] = [:]
+    /// The store's last words about starts that wait.
+    var flowEvidence: [ReservationID: FlowStartReply] = [:]
+    var flowStarts: [UInt64: [FlowStart]] = [:]
+}
+
+/// What a node does for a flow, from a client's request to its answer.
+enum FlowWork {
+    case start(FlowStart)
+    case hop(FlowHop)
+    case settle(FlowSettlement)
+    case resolve(FlowResolution)
+
+    var id: ReservationID {
+        switch self {
+        case .start(let start): start.id
+        case .hop(let hop): hop.id
+        case .settle(let settlement): settlement.id
+        case .resolve(let resolution): resolution.id
+        }
+    }
 }
 
 enum StoreRequest {
     case ask(UInt64, [LeaseQuestion])
     case giveBack(UInt64, [LeaseReturn])
     case read(UInt64)
+    case startFlows(UInt64, [FlowStart])
+    case advanceFlows(UInt64, [FlowHop])
+    case settleFlows(UInt64, [FlowOrder])
 }
 
 enum StoreReply {
     case answers(UInt64, [LeaseAnswer])
     case gaveBack(UInt64)
     case leases(UInt64, [LeaseRecord])
+    case flowsStarted(UInt64, [FlowStartReply])
+    case flowsAdvanced(UInt64, [FlowHopAnswer])
+    case flowsSettled(UInt64, [FlowSettled])
     case fenced
 }
 
@@ -61,6 +90,10 @@ enum SimulationEvent {
     case connect(Int, life: Int)
     case noticeLoss(Int, life: Int)
     case recall(Int, life: Int, QuotaRow)
+    case flowArrive
+    /// A client's request about a flow reaches the node, or the upstream's answer does.
+    case flowWork(Int, FlowWork)
+    case flowAnswer(Int, life: Int, FlowWork)
     case ship(Int, life: Int)
     case shipped(Int, life: Int, epoch: Int64, from: Int, to: Int)
     case restart(Int)

@@ -55,7 +55,7 @@ extension Simulation {
     /// Nothing goes wrong any more and nobody sends requests: then every unit must be explained.
     func comeToRest() throws(Violation) {
         isQuiet = true
-        storeDownUntil = 0
+        storeDownUntil = min(storeDownUntil, now)
         for node in nodes.indices {
             nodes[node].pausedUntil = min(nodes[node].pausedUntil, now)
             if !nodes[node].isAlive { events.add(.restart(node), at: now) }
@@ -65,6 +65,7 @@ extension Simulation {
         for node in nodes.indices {
             if let waiting = nodes[node].waiting.first { throw violation("node \(node): \(waiting) waits for ever") }
             if let stuck = nodes[node].inFlight.first { throw violation("node \(node): \(stuck) never ended") }
+            if !nodes[node].flows.isIdle { throw violation("node \(node): flows wait for ever") }
             nodes[node].book.close(now: local(node))
             try pump(node)
         }
@@ -88,6 +89,7 @@ extension Simulation {
             }
             if booked != spooled { throw violation("\(row): \(spooled) units were charged, \(booked) are booked") }
         }
+        try checkEndOfFlows()
         guard !options.failovers else { return }
         for (id, booked) in store.ledger {
             if booked.overrun != 0 { throw violation("\(id): overrun of \(booked.overrun) without a failover") }

@@ -102,7 +102,9 @@ extension Simulation {
             rounds += 1
             if rounds > 20 { throw violation("node \(node) never comes to rest") }
         } while nodes[node].book.isDue
-        guard let deadline = nodes[node].book.deadline else { return }
+        try pumpFlows(node)
+        let deadline = min(nodes[node].book.deadline ?? .max, nodes[node].flows.deadline ?? .max)
+        guard deadline < .max else { return }
         let at = max(now + 1, deadline - nodes[node].clockOffset)
         guard at < nodes[node].timerAt else { return }
         nodes[node].timerAt = at
@@ -120,9 +122,7 @@ extension Simulation {
         case .readLeases(let number):
             send(node, .read(number))
         case .recall(let row):
-            for other in nodes.indices where nodes[other].isAlive && !random.chance(20) {
-                after(random.delay(2_000), .recall(other, life: nodes[other].life, row))
-            }
+            recall(row)
         case .answer(let ticket, let admission):
             guard let waiting = nodes[node].waiting.removeValue(forKey: ticket) else {
                 throw violation("node \(node) answered \(ticket) twice")

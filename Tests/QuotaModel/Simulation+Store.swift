@@ -34,6 +34,12 @@ extension Simulation {
                 return .gaveBack(number)
             case .read(let number):
                 return .leases(number, try store.readLeases(node, epoch: epoch))
+            case .startFlows(let number, let starts):
+                return .flowsStarted(number, store.start(starts))
+            case .advanceFlows(let number, let hops):
+                return .flowsAdvanced(number, store.advance(hops))
+            case .settleFlows(let number, let orders):
+                return .flowsSettled(number, store.settle(orders))
             }
         } catch {
             return .fenced
@@ -52,6 +58,15 @@ extension Simulation {
             nodes[node].book.gaveBack(number, ok: true, now: time)
         case .leases(let number, let records):
             nodes[node].book.leasesRead(number, records, now: time)
+        case .flowsStarted(let number, let replies):
+            for (start, reply) in zip(nodes[node].flowStarts.removeValue(forKey: number) ?? [], replies) {
+                nodes[node].flowEvidence[start.id] = reply
+            }
+            nodes[node].flows.started(number, replies, now: time)
+        case .flowsAdvanced(let number, let answers):
+            nodes[node].flows.advanced(number, answers, now: time)
+        case .flowsSettled(let number, let answers):
+            nodes[node].flows.settled(number, answers, now: time)
         case .fenced:
             nodes[node].book.fenced(now: time)
             throw violation("node \(node) was fenced")
@@ -89,6 +104,7 @@ extension Simulation {
         nodes[node].lastReply = now
         nodes[node].askSent = [:]
         nodes[node].book.connected(now: local(node))
+        nodes[node].flows.connected(now: local(node))
         try pump(node)
     }
 
@@ -127,6 +143,7 @@ extension Simulation {
         nodes[node].pausedUntil = 0
         nodes[node].timerAt = .max
         nodes[node].book = LeaseBook()
+        nodes[node].flows = FlowBook()
         let left = nodes[node].spool[spool.shippedTo...]
         _ = try? store.ship(node, epoch: spool.epoch, from: spool.shippedTo, left)
         after(random.delay(10_000), .connect(node, life: nodes[node].life))
@@ -142,6 +159,10 @@ extension Simulation {
         nodes[node].waiting = [:]
         nodes[node].askSent = [:]
         nodes[node].evidence = [:]
+        nodes[node].flowTickets = [:]
+        nodes[node].flowEvidence = [:]
+        nodes[node].flowStarts = [:]
+        forgetClaims(of: node)
         nodes[node].connection = nil
         nodes[node].isAlive = false
         after(isQuiet ? 1 : random.delay(2_000_000), .restart(node))
@@ -152,6 +173,8 @@ extension Simulation {
         after(1_000_000, .sweep)
         guard storeDownUntil <= now else { return }
         store.resetIfDue()
+        // A store that came up a moment ago waits for the settlements that wait for it.
+        if now >= storeDownUntil + 60_000_000 || storeDownUntil == 0 { store.expireFlows() }
         if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
         noteLimits()
         if random.chance(3) { standby = store }

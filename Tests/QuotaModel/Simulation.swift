@@ -17,6 +17,8 @@ public final class Simulation {
         public var failovers = false
         /// How long a holder may be silent; nil: nobody is written off, so that a unit that leaks stays held and is found.
         public var writeOffAfter: Int64?
+        /// Mean time between two flows; nil: there are none.
+        public var flowGap: Int64? = 15_000
         public init() {}
     }
 
@@ -55,6 +57,16 @@ public final class Simulation {
     var inUse: [ModelStore.RowPeriod: Int64] = [:]
     var charged: [ModelStore.RowPeriod: Int64] = [:]
     var highestLimit: [ModelStore.RowPeriod: Int64] = [:]
+    /// Rows that had no limit for a while.
+    var unlimited: Set<ModelStore.RowPeriod> = []
+
+    // Flows, as their clients see them.
+    var nextFlow: UInt64 = 1
+    var flows: [ReservationID: SimulatedFlow] = [:]
+    public internal(set) var flowsStarted = 0
+    public internal(set) var flowsCommitted = 0
+    public internal(set) var flowsRefused = 0
+    public internal(set) var flowsPending = 0
 
     public init(seed: UInt64, options: Options = Options()) {
         self.seed = seed
@@ -78,6 +90,7 @@ public final class Simulation {
         }
         events.add(.sweep, at: 1_000_000)
         events.add(.chaos, at: 3_000_000)
+        if options.flowGap != nil { events.add(.flowArrive, at: 200_000) }
     }
 
     /// Runs so many steps, then heals everything and checks that nothing is left held or uncharged.
@@ -94,6 +107,7 @@ public final class Simulation {
         store.now = now
         try handle(event)
         if let defect = store.defect() { throw violation(defect) }
+        try checkFlows()
         return true
     }
 
@@ -123,12 +137,23 @@ public final class Simulation {
         case .noticeLoss(let node, let life):
             guard isAwake(node, life, event), nodes[node].connection == nil else { return }
             nodes[node].book.disconnected(now: local(node))
+            nodes[node].flows.disconnected(now: local(node))
             try pump(node)
             after(random.delay(100_000), .connect(node, life: life))
         case .recall(let node, let life, let row):
             guard isAwake(node, life, event) else { return }
             nodes[node].book.recalled(row, now: local(node))
             try pump(node)
+        case .flowArrive:
+            flowArrive()
+        case .flowWork(let node, let work):
+            // A client whose node is away gets no answer, and gives up.
+            guard nodes[node].isAlive else { return }
+            guard isAwake(node, nodes[node].life, event) else { return }
+            try begin(node, work)
+        case .flowAnswer(let node, let life, let work):
+            guard isAwake(node, life, event) else { return }
+            try begin(node, work)
         case .ship(let node, let life):
             guard isAwake(node, life, event) else { return }
             ship(node)
@@ -159,6 +184,7 @@ public final class Simulation {
         for (row, quota) in store.quotas {
             let id = ModelStore.RowPeriod(row: row, period: quota.period)
             highestLimit[id] = max(highestLimit[id] ?? 0, quota.limit ?? 0)
+            if quota.limit == nil { unlimited.insert(id) }
         }
     }
 }

@@ -20,6 +20,7 @@ import Testing
         let simulation = Simulation(seed: seed)
         try simulation.run(steps: Self.steps)
         #expect(simulation.admitted > 0 && simulation.refused > 0)
+        #expect(simulation.flowsStarted > 0 && simulation.flowsCommitted > 0)
     }
 
     @Test(arguments: seeds) func aFailoverIsBookedAsOverrun(_ seed: UInt64) throws {
@@ -43,12 +44,26 @@ import Testing
         try Simulation(seed: seed, options: options).run(steps: Self.steps)
     }
 
+    @Test(arguments: seeds) func flowsAloneAreChargedOnce(_ seed: UInt64) throws {
+        var options = Simulation.Options()
+        options.arrivalGap = 400_000
+        options.flowGap = 4_000
+        options.limits = [12, 100, 5_000, nil]
+        options.periodLength = seed.isMultiple(of: 2) ? nil : 20_000_000
+        let simulation = Simulation(seed: seed, options: options)
+        try simulation.run(steps: Self.steps)
+        #expect(simulation.flowsStarted > 0 && simulation.flowsCommitted > 0 && simulation.flowsRefused > 0)
+    }
+
     @Test func aSeedReplaysExactly() throws {
         var runs: [[Int]] = []
         for _ in 0..<2 {
             let simulation = Simulation(seed: 99)
             try simulation.run(steps: 4_000)
-            runs.append([simulation.steps, simulation.admitted, simulation.refused, simulation.unavailable])
+            runs.append([
+                simulation.steps, simulation.admitted, simulation.refused, simulation.unavailable, simulation.flowsStarted,
+                simulation.flowsCommitted, simulation.flowsRefused, simulation.flowsPending,
+            ])
         }
         #expect(runs[0] == runs[1])
     }
