@@ -1,0 +1,385 @@
+import Foundation
+import GatewayCore
+import GatewayStore
+import NIOCore
+import Postgres
+import QuotaModel
+import Reactor
+import TestKit
+import Testing
+
+/// The same random operations on flows on the model and on PostgreSQL: answers, rows, reservations and ledger must be equal,
+/// so that what the simulation proves of the model holds for the store.
+@Suite struct FlowConformanceTests {
+    /// `PANDORA_CONFORMANCE_SEEDS=FIRST-LAST` runs others.
+    static let seeds: ClosedRange<UInt64> = {
+        let text = ProcessInfo.processInfo.environment["PANDORA_CONFORMANCE_SEEDS"] ?? "1-4"
+        let ends = text.split(separator: "-").compactMap { UInt64($0) }
+        guard let first = ends.first, let last = ends.last, first <= last else { return 1...4 }
+        return first...last
+    }()
+
+    @Test(arguments: seeds) func theModelIsTheStore(_ seed: UInt64) async throws {
+        let database = try await TestDatabase.withQuota(60)
+        let reactor = try Reactor.start(name: "conformance")
+        defer { reactor.stop() }
+        let admin = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        try await admin.script(
+            """
+            SET search_path = pandora;
+            UPDATE project_service SET max_request = NULL;
+            INSERT INTO environment (project_id, name) VALUES (1, 'f');
+            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL);
+            INSERT INTO log_spool (id, node) VALUES ('00000000-0000-7000-8000-000000000001', 'n');
+            """)
+        let client = try await PostgresClient.connect(
+            PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        var model = ModelStore()
+        let rows = [1, 2].map { QuotaRow(environmentID: $0, serviceID: 1) }
+        model.setLimit(60, of: rows[0])
+        model.setLimit(nil, of: rows[1])
+        _ = model.open(0)
+        var pair = Pair(
+            random: SeededRandom(seed: seed), model: model, rows: rows, store: FlowStore(client, reactor), admin: admin)
+        for step in 0..<150 {
+            let what = try await pair.operate()
+            let (state, expected) = (try await pair.storeState(), pair.modelState())
+            #expect(state == expected, "seed \(seed), step \(step): \(what)")
+            guard state == expected else { break }
+        }
+        #expect(pair.model.ended.count > 10)
+        await client.shutdown()
+        await admin.shutdown()
+    }
+}
+
+/// The calls of a session, awaited.
+struct FlowStore: Sendable {
+    let session: FlowSession
+    let reactor: Reactor
+
+    init(_ client: PostgresClient, _ reactor: Reactor) { (session, self.reactor) = (FlowSession(client), reactor) }
+
+    func start(_ starts: [FlowStart]) async throws -> [FlowStartReply] {
+        try await ask { $0.start(starts, deadline: .seconds(10), $1) }
+    }
+
+    func advance(_ hops: [FlowHop]) async throws -> [FlowHopAnswer] {
+        try await ask { $0.advance(hops, deadline: .seconds(10), $1) }
+    }
+
+    func settle(_ orders: [FlowOrder]) async throws -> [FlowSettled] {
+        try await ask { $0.settle(orders, deadline: .seconds(10), $1) }
+    }
+
+    func note(_ notes: [FlowNote]) async throws { try await ask { $0.note(notes, deadline: .seconds(10), $1) } }
+
+    func show(_ id: ReservationID, _ environment: Int64?) async throws -> FlowView? {
+        try await ask { $0.show(id, environment: environment, deadline: .seconds(10), $1) }
+    }
+
+    private func ask<Answer: Sendable>(
+        _ call: @escaping @Sendable (FlowSession, @escaping (Result<Answer, PostgresError>) -> Void) -> Void
+    ) async throws -> Answer {
+        let promise = reactor.makePromise(of: Answer.self)
+        reactor.execute { [session] in call(session) { promise.completeWith($0.mapError { $0 as any Error }) } }
+        return try await promise.futureResult.get()
+    }
+}
+
+/// One operation after the other on both.
+private struct Pair {
+    var random: SeededRandom
+    var model: ModelStore
+    let rows: [QuotaRow]
+    let store: FlowStore
+    let admin: PostgresClient
+    private var last: UInt64 = 0
+    private var started: [ReservationID] = []
+    private var hops: [FlowHop] = []
+
+    init(random: SeededRandom, model: ModelStore, rows: [QuotaRow], store: FlowStore, admin: PostgresClient) {
+        (self.random, self.model, self.rows) = (random, model, rows)
+        (self.store, self.admin) = (store, admin)
+    }
+
+    mutating func operate() async throws -> String {
+        switch random.pick(0...20) {
+        case 0...5: return try await start()
+        case 6...11: return try await advance()
+        case 12...16: return try await settle()
+        case 17: return try await time()
+        case 18: return try await edit()
+        case 19: return try await lease()
+        default: return try await show()
+        }
+    }
+
+    private mutating func request() -> RequestID {
+        last += 1
+        return RequestID(UUIDBits(high: last, low: 1))
+    }
+
+    private mutating func anyFlow() -> ReservationID {
+        if started.isEmpty || random.chance(12) { return ReservationID(UUIDBits(high: 9_999, low: random.next() % 4)) }
+        // Mostly a recent one.
+        let index = random.chance(3) ? random.pick(0...Int64(started.count - 1)) : Int64(started.count) - 1 - random.pick(0...Int64(min(started.count, 8) - 1))
+        return started[Int(index)]
+    }
+
+    private mutating func start() async throws -> String {
+        var starts: [FlowStart] = []
+        for _ in 0..<random.pick(1...6) {
+            let row = rows[Int(random.pick(0...4)) / 4]
+            let flow = Flow(
+                name: "f", start: "a", steps: ["b", "c"], finish: "d", units: random.pick(0...15), timeMax: .seconds(3_000),
+                hops: 6, ordered: true, open: 5)
+            // A key belongs to one environment.
+            let key = KeyID(UUIDBits(high: UInt64(row.environmentID), low: UInt64(random.pick(0...1))))
+            var start = FlowStart(flow, id: ReservationID(request().uuid), requestID: request(), keyID: key, row: row)
+            if !started.isEmpty, random.chance(8) {
+                start.id = anyFlow()
+                // The same flow said again, or one that is over.
+                if let known = model.reservations[start.id] { start.row = known.row; start.keyID = known.keyID }
+                if starts.contains(where: { $0.id == start.id }) || model.reservations[start.id] == nil && model.ended[start.id] == nil {
+                    start.id = ReservationID(request().uuid)
+                }
+            }
+            if random.chance(12) { start.row.serviceID = 77 }
+            starts.append(start)
+        }
+        let expected = model.start(starts).map(timeless)
+        let replies = try await store.start(starts).map(timeless)
+        #expect(replies == expected, "\(starts)")
+        for (start, reply) in zip(starts, expected) {
+            if case .started = reply { started.append(start.id) }
+        }
+        return "start \(starts)"
+    }
+
+    private mutating func advance() async throws -> String {
+        var batch: [FlowHop] = []
+        for _ in 0..<random.pick(1...4) {
+            let id = anyFlow()
+            guard !batch.contains(where: { $0.id == id }) else { continue }
+            if let known = hops.last(where: { $0.id == id }), random.chance(5) {
+                batch.append(known)
+                continue
+            }
+            let flow = Flow(
+                name: random.chance(15) ? "g" : "f", start: "a", steps: ["b", "c"], finish: "d", timeMax: .seconds(3_000),
+                hops: 6, ordered: random.chance(2))
+            var environment = model.reservations[id]?.row.environmentID ?? model.ended[id]?.row.environmentID ?? 1
+            if random.chance(15) { environment = 3 - environment }
+            if random.chance(2) {
+                batch.append(FlowHop(finishOf: flow, id: id, requestID: request(), environmentID: environment, timeout: .seconds(60)))
+            } else {
+                let key = random.chance(2) ? StepKey("k\(random.pick(0...2))".utf8) : nil
+                batch.append(
+                    FlowHop(
+                        stepOf: flow, index: Int(random.pick(0...1)), id: id, requestID: request(),
+                        environmentID: environment, key: key))
+            }
+        }
+        hops += batch
+        let expected = model.advance(batch).map(timeless)
+        let answers = try await store.advance(batch).map(timeless)
+        #expect(answers == expected, "\(batch)")
+        let notes = batch.compactMap { hop in
+            hop.key.map { FlowNote(id: hop.id, key: $0, status: UInt16(200 + random.pick(0...9))) }
+        }
+        model.note(notes)
+        try await store.note(notes)
+        return "advance \(batch)"
+    }
+
+    private mutating func settlement(_ id: ReservationID) -> FlowSettlement {
+        let known = model.reservations[id]
+        let hop = random.chance(5) ? nil : known?.finishingHop ?? hops.last { $0.id == id }?.requestID
+        let action: FlowSettlement.Action =
+            switch random.pick(0...5) {
+            case 0...2: .commit(units: random.chance(3) ? random.pick(0...20) : known?.units ?? 3)
+            case 3: .rollback
+            default: .reopen(timeToLive: 300_000_000)
+            }
+        var row = known?.row ?? model.ended[id]?.row ?? rows[0]
+        if random.chance(15) { row.environmentID = 3 - row.environmentID }
+        return FlowSettlement(
+            id: id, hop: hop ?? request(), row: row,
+            period: random.chance(6) ? 0 : known?.period ?? model.quotas[row]?.period ?? 1, action: action)
+    }
+
+    private mutating func settle() async throws -> String {
+        var orders: [FlowOrder] = []
+        for _ in 0..<random.pick(1...4) {
+            let id = anyFlow()
+            guard !orders.contains(where: { $0.id == id }) else { continue }
+            if random.chance(4) {
+                let environment: Int64? = random.chance(2) ? nil : random.chance(8) ? 2 : model.reservations[id]?.row.environmentID ?? 1
+                orders.append(.resolve(FlowResolution(id: id, environmentID: environment, commits: random.chance(2))))
+            } else {
+                orders.append(.settle(settlement(id)))
+            }
+        }
+        let expected = model.settle(orders)
+        let answers = try await store.settle(orders)
+        #expect(answers == expected, "\(orders)")
+        return "settle \(orders)"
+    }
+
+    /// Some flows are overdue, or a period ends.
+    private mutating func time() async throws -> String {
+        if random.chance(3) {
+            model.periodLength = 1
+            model.now += 1
+            model.makeResetDue()
+            model.resetIfDue()
+            try await admin.script(
+                """
+                UPDATE pandora.project_service SET next_reset = clock_timestamp() - interval '1 s';
+                SELECT pandora.reset_if_due(1, 1);
+                """)
+            return "reset"
+        }
+        let id = anyFlow()
+        model.makeOverdue(id)
+        try await admin.script(
+            "UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '\(id)'")
+        let count = model.expireFlows()
+        #expect(try await admin.script("SELECT pandora.flow_expire(100, '0 s')")[0].string(0) == "\(count)")
+        return "expire \(id)"
+    }
+
+    private mutating func edit() async throws -> String {
+        let limit = random.chance(5) ? nil : random.pick(0...120)
+        let row = rows[Int(random.pick(0...4)) / 4]
+        model.setLimit(limit, of: row)
+        try await admin.script(
+            """
+            UPDATE pandora.environment_service SET max_request = \(limit.map(String.init) ?? "NULL")
+             WHERE environment_id = \(row.environmentID)
+            """)
+        return "limit \(limit ?? -1)"
+    }
+
+    /// Leases share the row.
+    private mutating func lease() async throws -> String {
+        let need = random.pick(0...20)
+        let question = LeaseQuestion(row: rows[0], need: need, wish: need)
+        _ = try model.acquire(0, epoch: 1, [question])
+        try await admin.script(
+            "SELECT * FROM pandora.lease_acquire('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}', '{\(need)}', '{\(need)}')")
+        if random.chance(2), let lease = model.leases.first(where: { $0.key.row == rows[0] && $0.value.open > 0 }) {
+            let total = lease.value.returned + lease.value.open
+            try model.giveBack(0, epoch: 1, [LeaseReturn(row: rows[0], period: lease.key.period, totalReturned: total)])
+            try await admin.script(
+                "SELECT pandora.lease_return('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}', '{\(lease.key.period)}', '{\(total)}')")
+        }
+        return "lease \(need)"
+    }
+
+    private mutating func show() async throws -> String {
+        let id = anyFlow()
+        let environment: Int64? = random.chance(2) ? nil : 1
+        let view = try await store.show(id, environment)
+        if let flow = model.reservations[id], environment ?? flow.row.environmentID == flow.row.environmentID {
+            #expect(view?.row == flow.row && view?.period == flow.period && view?.progress?.units == flow.units)
+            #expect(view?.progress?.hops == flow.hops && view?.progress?.startPoint == flow.startPoint)
+            #expect(view?.progress?.keyID == flow.keyID && view?.progress?.flow == flow.flow)
+            #expect(view?.state == (flow.finishingHop == nil ? .open : .finishing))
+        } else if let past = model.ended[id], environment ?? past.row.environmentID == past.row.environmentID {
+            guard case .ended(let outcome, _) = view?.state else { Issue.record("\(view as Any)"); return "show" }
+            #expect(outcome == past.outcome && view?.row == past.row && view?.period == past.period)
+        } else {
+            #expect(view == nil)
+        }
+        return "show \(id)"
+    }
+
+    // MARK: - Without the clock
+
+    private func timeless(_ reply: FlowStartReply) -> FlowStartReply {
+        func timeless(_ numbers: FlowNumbers) -> FlowNumbers {
+            var numbers = numbers
+            numbers.resetIn = nil
+            return numbers
+        }
+        switch reply {
+        // What the row has meanwhile is of no use to the one who asks again.
+        case .started(var numbers, _):
+            (numbers.limit, numbers.available, numbers.held) = (nil, nil, 0)
+            return .started(timeless(numbers), expiresIn: 0)
+        case .short(let numbers, let leased, let deadline):
+            return .short(timeless(numbers), leased: leased, deadlineIn: deadline.map { _ in 0 })
+        case .limit(let deadline): return .limit(deadlineIn: deadline.map { _ in 0 })
+        case .notAssigned, .ended: return reply
+        }
+    }
+
+    private func timeless(_ answer: FlowHopAnswer) -> FlowHopAnswer {
+        switch answer {
+        case .passed(var flow):
+            flow.expiresIn = 0
+            return .passed(flow)
+        case .repeated(var flow, let first, let status):
+            flow.expiresIn = 0
+            return .repeated(flow, first: first, status: status)
+        default: return answer
+        }
+    }
+
+    // MARK: - State
+
+    func storeState() async throws -> [String] {
+        let rows = try await admin.script(
+            """
+            SELECT line FROM (
+                SELECT concat_ws(' ', 'row', environment_id, coalesce(max_request, -1), used_request, held_request,
+                                 period) AS line FROM pandora.environment_service
+                UNION ALL
+                SELECT concat_ws(' ', 'flow', id, environment_id, service_id, api_key, start_point, flow, units, period, hops,
+                                 step, coalesce(last_hop, '-'), coalesce(finishing_hop, '-')) FROM pandora.reservations
+                UNION ALL
+                SELECT concat_ws(' ', 'step', reservation_id, idempotency_key, request_id, coalesce(status_code, 0))
+                  FROM pandora.flow_hop
+                UNION ALL
+                SELECT concat_ws(' ', 'ended', reservation_id, environment_id, period, max(outcome), sum(used_delta))
+                  FROM pandora.quota_ledger WHERE reservation_id IS NOT NULL GROUP BY reservation_id, environment_id, period
+                UNION ALL
+                SELECT concat_ws(' ', 'ledger', environment_id, period, kind, sum(used_delta))
+                  FROM pandora.quota_ledger GROUP BY environment_id, period, kind HAVING sum(used_delta) <> 0) AS lines
+            ORDER BY line COLLATE "C"
+            """)
+        return rows.map { $0.string(0) }
+    }
+
+    func modelState() -> [String] {
+        var lines: [String] = []
+        for (row, quota) in model.quotas {
+            lines.append("row \(row.environmentID) \(quota.limit ?? -1) \(quota.used) \(quota.held) \(quota.period)")
+        }
+        for (id, flow) in model.reservations {
+            lines.append(
+                "flow \(id) \(flow.row.environmentID) \(flow.row.serviceID) \(flow.keyID) \(flow.startPoint) \(flow.flow) "
+                    + "\(flow.units) \(flow.period) \(flow.hops) \(flow.step) \(flow.lastHop.map { "\($0)" } ?? "-") "
+                    + "\(flow.finishingHop.map { "\($0)" } ?? "-")")
+            for (key, step) in flow.steps { lines.append("step \(id) \(key.text) \(step.request) \(step.status ?? 0)") }
+        }
+        for (id, flow) in model.ended {
+            let outcome =
+                switch flow.outcome {
+                case .committed: "committed"
+                case .rolledBack: "rolled_back"
+                case .expired: "expired"
+                }
+            lines.append("ended \(id) \(flow.row.environmentID) \(flow.period) \(outcome) \(flow.charged)")
+        }
+        for (id, booked) in model.ledger {
+            for (kind, used) in [("flow", booked.flows), ("overrun", booked.late + booked.overrun), ("hops", booked.hops)]
+            where used != 0 {
+                lines.append("ledger \(id.row.environmentID) \(id.period) \(kind) \(used)")
+            }
+        }
+        return lines.sorted { Array($0.utf8).lexicographicallyPrecedes(Array($1.utf8)) }
+    }
+}

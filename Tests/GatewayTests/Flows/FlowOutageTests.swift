@@ -1,0 +1,197 @@
+import Foundation
+import Gateway
+import GatewayCore
+import GatewayStore
+import NIOCore
+import Postgres
+import Reactor
+import TestKit
+import Testing
+
+/// PostgreSQL away in each phase of a flow, and answers that come too late.
+@Suite struct FlowOutageTests {
+    func stop(_ database: TestDatabase) async throws {
+        try await database.cluster.psql(
+            """
+            ALTER DATABASE \(database.name) ALLOW_CONNECTIONS false;
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '\(database.name)';
+            """, database: "postgres")
+    }
+
+    func start(_ database: TestDatabase) async throws {
+        try await database.cluster.psql("ALTER DATABASE \(database.name) ALLOW_CONNECTIONS true", database: "postgres")
+    }
+
+    /// Nothing waits longer than this for a store that is away.
+    var quick: FlowLimits {
+        var limits = FlowLimits()
+        limits.settleMax = 200_000
+        return limits
+    }
+
+    @Test func withoutTheStoreNothingStartsAndNothingIsLost() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let node = try await FlowNode(database, limits: quick)
+        let open = try #require(try await node.start().flow)
+        try await stop(database)
+        try await untilTrue("the node notices") { try await !node.isReady() }
+        #expect(try await node.start() == .unavailable(retryAfter: 2))
+        #expect(try await node.step(open.id) == .unavailable(retryAfter: 2))
+        #expect(try await node.claim(open.id).0 == .unavailable(retryAfter: 2))
+        #expect(try await node.resolve(open.id, commits: true) == .unavailable(retryAfter: 2))
+        try await start(database)
+        try await untilTrue("the node is back") { try await node.isReady() }
+        #expect(try await node.finish(open.id).1 == .ended(.committed(units: 1)))
+        #expect(try await database.flowNumbers() == "1|9|0|1|0")
+        try await node.close()
+    }
+
+    @Test(arguments: [FlowVerdict.commit, .rollback, .reopen])
+    func aSettlementWithoutTheStoreIsPendingAndTheLogBooksIt(_ verdict: FlowVerdict) async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let node = try await FlowNode(database, flow: FlowNode.flow(units: 4), limits: quick)
+        let open = try #require(try await node.start().flow)
+        let (answer, hop) = try await node.claim(open.id)
+        let settlement = try #require(answer.flow?.settlement(verdict, hop: hop, of: node.flow))
+        try await stop(database)
+        try await untilTrue("the node notices") { try await !node.isReady() }
+        #expect(try await node.settle(settlement) == .pending(settlement))
+        try await start(database)
+        // The frame may come twice: a failover can lose the mark, and the process may have said it, too.
+        let shipping = try await SettlementShipping(database)
+        try await shipping.ship([settlement, settlement])
+        let numbers = ["commit": "4|6|0|4|0", "rollback": "0|10|0|0|0", "reopen": "0|10|4|0|1"]["\(verdict)"]
+        #expect(try await database.flowNumbers() == numbers)
+        try await untilTrue("the node is back") { try await node.isReady() }
+        _ = try await node.settle(settlement)
+        #expect(try await database.flowNumbers() == numbers)
+        if verdict == .reopen { #expect(try await node.finish(open.id).1 == .ended(.committed(units: 4))) }
+        try await shipping.end()
+        try await node.close()
+    }
+
+    @Test func aStartThatGaveUpBehindALockLeavesNothing() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        var limits = FlowLimits()
+        limits.waitMax = 100_000
+        limits.answerMax = 60_000_000
+        let node = try await FlowNode(database, limits: limits)
+        let reactor = try Reactor.start(name: "locker")
+        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        try await locker.script("BEGIN")
+        try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
+        #expect(try await node.start() == .unavailable(retryAfter: 2))
+        try await locker.script("COMMIT")
+        try await untilTrue("it was taken back") {
+            try await database.psql("SELECT count(*) FROM pandora.quota_ledger WHERE outcome = 'rolled_back'")[0] == "1"
+        }
+        #expect(try await database.flowNumbers() == "0|10|0|0|0")
+        #expect(try await node.counters().undone == 1)
+        await locker.shutdown()
+        reactor.stop()
+        try await node.close()
+    }
+
+    @Test func aClaimThatGaveUpBehindALockOpensTheFlowAgain() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        var limits = FlowLimits()
+        limits.waitMax = 100_000
+        limits.answerMax = 60_000_000
+        let (node, other) = (try await FlowNode(database, limits: limits), try await FlowNode(database))
+        let open = try #require(try await other.start().flow)
+        let reactor = try Reactor.start(name: "locker")
+        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        try await locker.script("BEGIN")
+        try await locker.script("SELECT * FROM pandora.reservations FOR UPDATE")
+        let (answer, hop) = try await node.claim(open.id)
+        #expect(answer == .unavailable(retryAfter: 2))
+        try await locker.script("COMMIT")
+        try await untilTrue("it was given up") {
+            try await database.psql("SELECT state, last_hop FROM pandora.reservations")[0] == "open|\(hop)"
+        }
+        #expect(try await other.finish(open.id).1 == .ended(.committed(units: 1)))
+        await locker.shutdown()
+        reactor.stop()
+        try await node.close()
+        try await other.close()
+    }
+
+    @Test func whatWasOnItsWayIsSaidAgainOverANewConnection() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        var limits = FlowLimits()
+        limits.waitMax = 30_000_000
+        let node = try await FlowNode(database, limits: limits)
+        let reactor = try Reactor.start(name: "locker")
+        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        try await locker.script("BEGIN")
+        try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
+        async let answer = node.start()
+        let victim = try #require(try await node.backendPID())
+        try await untilTrue("the start waits for the row") {
+            try await database.psql("SELECT wait_event_type FROM pg_stat_activity WHERE pid = \(victim)") == ["Lock"]
+        }
+        try await database.psql("SELECT pg_terminate_backend(\(victim))")
+        try await locker.script("COMMIT")
+        #expect(try await answer.flow != nil)
+        #expect(try await database.flowNumbers() == "0|10|1|0|1")
+        await locker.shutdown()
+        reactor.stop()
+        try await node.close()
+    }
+}
+
+/// A worker's spool and the node's shipper, for settlements only.
+///
+/// Sendable: everything but the immutable references is used on the reactor only.
+private final class SettlementShipping: @unchecked Sendable {
+    private let reactor: Reactor
+    private let root: String
+    private let client: PostgresClient
+    private let shipper: Shipper
+    private let writer: SpoolWriter
+
+    init(_ database: TestDatabase) async throws {
+        let root = FileManager.default.temporaryDirectory.appendingPathComponent("flows-\(UUID().uuidString)").path
+        self.root = root
+        let reactor = try Reactor.start(name: "shipping")
+        self.reactor = reactor
+        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        self.client = client
+        (shipper, writer) = try await reactor.submit {
+            let settings = SpoolSettings(root: root, node: "test")
+            return UncheckedPair(Shipper(on: reactor, session: ShipSession(client)), try SpoolWriter(settings, on: reactor))
+        }.get().values
+    }
+
+    /// Writes frames and waits until the database has them.
+    func ship(_ settlements: [FlowSettlement]) async throws {
+        let promise = reactor.makePromise(of: Bool.self)
+        reactor.execute { [self] in
+            do {
+                try shipper.attach(writer.handle)
+                shipper.storeReady()
+                let written = settlements.map { writer.append($0, reserved: false) }
+                reactor.execute { self.shipper.drain { promise.succeed(written.allSatisfy { $0 }) } }
+            } catch {
+                promise.fail(error)
+            }
+        }
+        #expect(try await promise.futureResult.get())
+    }
+
+    func end() async throws {
+        try await reactor.submit { [self] in
+            shipper.stop()
+            writer.close()
+        }.get()
+        await client.shutdown()
+        reactor.stop()
+        try? FileManager.default.removeItem(atPath: root)
+    }
+
+    private struct UncheckedPair: @unchecked Sendable {
+        // Made on the reactor and used there only.
+        let values: (Shipper, SpoolWriter)
+        init(_ shipper: Shipper, _ writer: SpoolWriter) { values = (shipper, writer) }
+    }
+}
