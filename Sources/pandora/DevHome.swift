@@ -116,6 +116,16 @@ struct DevHome {
             match: {prefix: /hello}
             service: hello
             upstream: demo
+          # A process of several calls that costs one unit, and only when it succeeds.
+          - {name: checkout, match: {path: /checkout, methods: [POST]}, service: hello, upstream: demo}
+          - {name: pay, match: {prefix: /checkout/pay, methods: [POST]}, service: hello, upstream: demo}
+          - {name: confirm, match: {prefix: /checkout/confirm, methods: [POST]}, service: hello, upstream: demo}
+        flows:
+          checkout:
+            start: checkout
+            steps: [pay]
+            finish: confirm
+            ttl: 5m
 
         """
 

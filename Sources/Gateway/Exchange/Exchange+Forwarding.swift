@@ -127,7 +127,14 @@ extension Exchange: TransferDelegate {
     }
 
     func transferHead(_ transfer: Transfer, _ head: TransferHead) {
-        machine.upstreamAnswered(status: UInt16(head.status))
+        let wish = flow == nil ? nil : head.flowWish
+        let settles = settlement(status: UInt16(head.status), wish: wish) != nil
+        machine.upstreamAnswered(status: UInt16(head.status), settles: settles)
+        noteStep(status: UInt16(head.status))
+        if settles { settleBeforeAnswering(head, wish: wish) } else { passHead(head) }
+    }
+
+    func passHead(_ head: TransferHead) {
         firstByteAt = worker.reactor.now
         // The rest of the body will not be taken (libcurl stops sending on a refusal): the client is told at once.
         if !isRequestComplete, head.status >= 400 { keepsAlive = false }

@@ -7,7 +7,8 @@ extension Exchange {
     func record(_ ending: ExchangeMachine.Ending, _ charged: Int64) -> HopRecord {
         let now = worker.reactor.now
         var record = HopRecord(id: id, requestTime: requestTime, executionStatus: ending.status)
-        record.startPoint = root
+        record.startPoint = flow?.isRepeat == true ? nil : root
+        record.reservationID = flow?.open?.id
         record.refusal = ending.refusal
         record.statusCode = ending.statusCode
         record.environmentID = entry?.environmentID
@@ -32,6 +33,7 @@ extension Exchange {
         record.setMethod(head.method)
         record.setHost(head.host)
         if let target { record.setTarget(target.label) }
+        if endpoint != nil { record.setRoute(FlowEndpoint.routeName) }
         guard let plan else { return setPath(of: &record, withQuery: false) }
         record.setRoute(plan.route.name)
         setPath(of: &record, withQuery: plan.route.settings.logsQuery)

@@ -19,12 +19,17 @@ final class Exchange {
     let requestTime: Int64
     let startedAt: NIODeadline
     var plan: RoutePlan?
+    /// Asks the gateway itself instead of an upstream.
+    var endpoint: FlowEndpoint?
     var entry: KeyEntry?
     /// The chain's root, where the client sent one back.
     var root: RequestID?
     /// `Pandora-Start-Point` of the answer; empty until the environment is known.
     var startPoint: [UInt8] = []
     var trace: TraceContext?
+    var flow: FlowPart?
+    /// Of the row whose quota a flow's start asked for.
+    var quotaView: QuotaView?
 
     // The request's body.
     var waitingBody: [ByteBuffer] = []
@@ -65,6 +70,7 @@ final class Exchange {
 
     /// Finds the route and the key. Whatever happens, an answer comes, perhaps before this returns.
     func begin() {
+        if head.target.hasPrefix(FlowEndpoint.prefix) { return beginEndpoint() }
         switch matchRoute() {
         case .none: return refuse(.init(.routeNotFound))
         case .refused(let fault): return refuse(.init(.requestMalformed, detail: "path: \(fault)"))
@@ -77,6 +83,10 @@ final class Exchange {
         if case .length(let length) = head.body, length > plan.bodyLimit {
             return refuse(.init(.bodyTooLarge, detail: "the route takes \(plan.bodyLimit) bytes"))
         }
+        resolveKey()
+    }
+
+    func resolveKey() {
         if head.hasTwoKeys { return refuse(.init(.keyConflict)) }
         guard let key = head.key else { return refuse(.init(.keyMissing)) }
         guard case .candidate(let digest) = key else { return refuse(.init(.keyInvalid)) }
@@ -108,7 +118,7 @@ final class Exchange {
         switch resolution {
         case .unknown: refuse(.init(.keyInvalid))
         case .unavailable(let retryAfter): refuse(.init(.storeUnavailable, retryAfter: retryAfter))
-        case .entry(let entry): admit(entry)
+        case .entry(let entry): if endpoint == nil { admit(entry) } else { enterEndpoint(entry) }
         }
     }
 
@@ -117,14 +127,17 @@ final class Exchange {
     private func admit(_ entry: KeyEntry) {
         self.entry = entry
         guard takeStartPoint(entry) else { return refuse(.init(.startPointInvalid)) }
-        switch machine.keyResolved(entry, route: plan!.route, now: requestTime) {
-        case .refuse(let reason): return refuse(reason)
-        case .forward: preconditionFailure("nothing is forwarded before it is admitted")
-        case .admit(let want):
-            worker.keys.noteUsed(entry, at: requestTime)
-            hasPlace = worker.spool.reserve()
-            guard hasPlace || want.outage == .allow else { return refuse(.init(.logUnavailable)) }
-            worker.quota.admit(want) { [self] admission in admitted(admission) }
+        let route = plan!.route
+        let step = machine.keyResolved(entry, route: route, now: requestTime)
+        if case .refuse(let reason) = step { return refuse(reason) }
+        if let reason = flowMismatch(route.settings.flow) { return refuse(reason) }
+        worker.keys.noteUsed(entry, at: requestTime)
+        hasPlace = worker.spool.reserve()
+        guard hasPlace || route.settings.outage == .allow else { return refuse(.init(.logUnavailable)) }
+        switch step {
+        case .admit(let want): worker.quota.admit(want) { [self] admission in admitted(admission) }
+        case .enterFlow(let role, let row): enterFlow(role, row)
+        case .forward, .refuse: preconditionFailure("nothing is forwarded before it is admitted")
         }
     }
 
@@ -148,16 +161,22 @@ final class Exchange {
         switch machine.admitted(admission) {
         case .refuse(let reason): refuse(reason)
         case .forward: forward()
-        case .admit: preconditionFailure("admitted twice")
+        case .admit, .enterFlow: preconditionFailure("admitted twice")
         }
     }
 
     // MARK: Ends
 
-    /// The gateway answers itself, or cuts an answer that has begun.
+    /// The gateway answers itself, or cuts an answer that has begun. What that means for a flow is said first.
     func refuse(_ reason: ExchangeMachine.Reason) {
         guard !isEnded else { return }
         collectAttempts()
+        guard settlement(status: nil, wish: nil) != nil, machine.phase == .forwarding else { return refuseNow(reason) }
+        settleFlow(status: nil, wish: nil) { [self] _ in refuseNow(reason) }
+    }
+
+    private func refuseNow(_ reason: ExchangeMachine.Reason) {
+        guard !isEnded else { return }
         let ending = machine.refused(reason, attempts: attempts)
         if !ending.cutsAnswer { answer(reason) }
         conclude(ending)
@@ -167,6 +186,7 @@ final class Exchange {
     func clientGone() {
         guard !isEnded else { return }
         collectAttempts()
+        if machine.phase == .forwarding { settleFlow(status: nil, wish: nil) { _ in } }
         conclude(machine.clientGone(attempts: attempts))
     }
 
@@ -179,11 +199,11 @@ final class Exchange {
     }
 
     func own() -> AnswerHead.Own {
-        let view = entry.flatMap { entry in
+        let view = quotaView ?? entry.flatMap { entry in
             machine.grant.flatMap { $0.limited ? worker.quota.view(environment: entry.environmentID, service: $0.serviceID) : nil }
         }
         return AnswerHead.Own(
-            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive, isHTTP11: head.isHTTP11)
+            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive, isHTTP11: head.isHTTP11, flow: flow?.fields)
     }
 
     func collectAttempts() {

@@ -26,6 +26,14 @@ struct AnswerHead {
         /// The connection ends after this answer.
         var closes: Bool
         var isHTTP11: Bool
+        var flow: FlowFields?
+    }
+
+    /// The flow that the request was a hop of.
+    struct FlowFields {
+        var id: ReservationID
+        /// open, committed, rolled_back, expired, pending
+        var state: String
     }
 
     // MARK: The upstream's
@@ -148,6 +156,18 @@ struct AnswerHead {
         if !isHead { bytes.writeBytes(body) }
     }
 
+    /// The gateway's own answer to one of its endpoints.
+    init(json body: [UInt8], own: Own, date: [UInt8], isHead: Bool, allocator: ByteBufferAllocator) {
+        bytes = allocator.buffer(capacity: body.count + 384)
+        bytes.writeStaticString("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ")
+        writeDecimal(Int64(body.count))
+        bytes.writeStaticString("\r\nCache-Control: no-store\r\nDate: ")
+        bytes.writeBytes(date)
+        bytes.writeStaticString("\r\n")
+        finish(own)
+        if !isHead { bytes.writeBytes(body) }
+    }
+
     // MARK: Both
 
     private mutating func finish(_ own: Own) {
@@ -158,6 +178,7 @@ struct AnswerHead {
             bytes.writeBytes(own.startPoint)
         }
         if let quota = own.quota { write(quota) }
+        if let flow = own.flow { write(flow) }
         switch framing {
         case .chunked: bytes.writeStaticString("\r\nTransfer-Encoding: chunked")
         case .empty, .length, .close: break
@@ -181,6 +202,13 @@ struct AnswerHead {
             bytes.writeStaticString(";t=")
             writeDecimal(seconds)
         }
+    }
+
+    private mutating func write(_ flow: FlowFields) {
+        bytes.writeStaticString("\r\nPandora-Flow: ")
+        flow.id.withText { _ = bytes.writeBytes(UnsafeRawBufferPointer($0)) }
+        bytes.writeStaticString("\r\nPandora-Flow-State: ")
+        bytes.writeString(flow.state)
     }
 
     private mutating func writeDecimal(_ number: Int64) { bytes.writeDecimal(number) }

@@ -6,7 +6,7 @@ enum FieldKind: UInt8 {
     case dropped
     case host, apiKey, authorization, connection, contentLength, transferEncoding, expect, upgrade
     case forwarded, forwardedFor, forwardedHost, forwardedProto, via, traceparent
-    case startPoint, flow
+    case startPoint, flow, idempotencyKey
 
     /// By length first: most names are told apart without comparing a byte.
     init(_ name: String) {
@@ -27,7 +27,8 @@ enum FieldKind: UInt8 {
         case 11: if named("traceparent") { self = .traceparent }
         case 13: if named("authorization") { self = .authorization }
         case 14: if named("content-length") { self = .contentLength }
-        case 15: if named("x-forwarded-for") { self = .forwardedFor }
+        case 15:
+            if named("x-forwarded-for") { self = .forwardedFor } else if named("idempotency-key") { self = .idempotencyKey }
         case 16:
             if named("x-forwarded-host") { self = .forwardedHost } else if named("proxy-connection") { self = .dropped }
         case 17:

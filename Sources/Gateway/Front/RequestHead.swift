@@ -29,6 +29,8 @@ struct RequestHead {
     private(set) var isAuthorizationKey = false
     private(set) var startPoint: String?
     private(set) var flow: String?
+    /// Names a step of a flow, for its repetition; goes upstream as well.
+    private(set) var idempotencyKey: String?
     private(set) var trace: TraceContext?
 
     /// A head that must not be forwarded, and what is wrong with it.
@@ -90,6 +92,9 @@ struct RequestHead {
         case .upgrade: wantsWebSocket = value.isNamed("websocket")
         case .startPoint: startPoint = value
         case .flow: flow = value
+        case .idempotencyKey:
+            idempotencyKey = value
+            kind = .endToEnd
         case .traceparent:
             // A second one, or one that cannot be read, is as good as none (W3C Trace Context, 3.2.2 and 4.3).
             trace = trace == nil ? TraceContext(value) : nil

@@ -18,6 +18,8 @@ final class Control: @unchecked Sendable {
     private let shipClient: PostgresClient
     private let shipper: Shipper
     private let listener: ConfigListener
+    private let sweepClient: PostgresClient
+    private let sweeper: Sweeper
     private var resolver: NameResolver?
     private var isClosing = false
 
@@ -29,6 +31,10 @@ final class Control: @unchecked Sendable {
         shipClient = PostgresClient(database, role: .session, on: reactor)
         shipper = Shipper(on: reactor, session: ShipSession(shipClient), settings: Shipper.Settings(boot))
         listener = ConfigListener(database, on: reactor)
+        sweepClient = PostgresClient(database, role: .session, on: reactor)
+        var sweeps = Sweeper.Settings()
+        sweeps.lostAfter = boot.quota.lostAfter
+        sweeper = Sweeper(on: reactor, session: SweepSession(sweepClient), settings: sweeps)
     }
 
     // MARK: Start
@@ -59,6 +65,7 @@ final class Control: @unchecked Sendable {
             shipper.adopt(root: boot.spool.directory)
             shipClient.start()
             listener.start()
+            sweepClient.start()
         }.get()
         resolver = NameResolver(
             changed: { addresses in
@@ -75,6 +82,8 @@ final class Control: @unchecked Sendable {
 
     private func wire(_ workers: [Worker]) {
         shipClient.onStateChange = { [weak self] state in self?.shipClientChanged(state) }
+        sweepClient.onStateChange = { [weak self] state in if case .ready = state { self?.sweeper.storeReady() } }
+        sweeper.onError = { [report] job, error in report(.maintenanceFailed("\(job.rawValue): \(error)")) }
         shipper.onEvent = { [report] event in report(.spool(event)) }
         shipper.onOpened = { spool, epoch in
             for worker in workers {
@@ -122,6 +131,8 @@ final class Control: @unchecked Sendable {
 
     func close() async {
         try? await reactor.submit { [self] in
+            sweeper.stop()
+            sweepClient.close()
             shipper.stop()
             isClosing = true
             listener.close()

@@ -10,6 +10,7 @@ public enum NodeEvent: Sendable {
     case nameFailed(name: String, String)
     case spool(Shipper.Event)
     case maintenanceFailed(String)
+    case flowRefused(String)
     case draining
     case drained(complete: Bool)
     case shipped(complete: Bool)
@@ -18,7 +19,7 @@ public enum NodeEvent: Sendable {
 
     public var level: Logger.Level {
         switch self {
-        case .waitingForDatabase, .databaseLost, .controlDatabaseLost, .upstreamFailed, .nameFailed, .maintenanceFailed: .warning
+        case .waitingForDatabase, .databaseLost, .controlDatabaseLost, .upstreamFailed, .nameFailed, .maintenanceFailed, .flowRefused: .warning
         case .listening(let lost): lost ? .warning : .info
         case .spool(.adopted): .info
         case .spool(.failed): .warning
@@ -43,6 +44,7 @@ public enum NodeEvent: Sendable {
         case .spool(.adopted): "an earlier spool is all in the database"
         case .spool(.failed): "shipping the log failed"
         case .maintenanceFailed: "maintenance of the database failed"
+        case .flowRefused: "the database refused a statement about flows"
         case .draining: "draining"
         case .drained(let complete): complete ? "drained" : "requests in flight were cut at the end of the drain"
         case .shipped(let complete): complete ? "the log is all in the database" : "hops stay in the spool until the next start"
@@ -54,7 +56,7 @@ public enum NodeEvent: Sendable {
     public var metadata: Logger.Metadata {
         switch self {
         case .waitingForDatabase(let reason), .controlDatabaseLost(let reason), .maintenanceFailed(let reason),
-            .reloadRefused(let reason):
+            .flowRefused(let reason), .reloadRefused(let reason):
             ["reason": "\(reason)"]
         case .databaseLost(let worker, let reason): ["worker": "\(worker)", "reason": "\(reason)"]
         case .upstreamFailed(let upstream, let route, let reason): ["upstream": "\(upstream)", "route": "\(route)", "reason": "\(reason)"]

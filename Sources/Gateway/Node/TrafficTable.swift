@@ -13,7 +13,7 @@ final class TrafficTable {
         routes = traffic.routes
         let pools = traffic.upstreams.map { UpstreamPool($0, seed: seed) }
         self.pools = pools
-        plans = traffic.routes.routes.map { RoutePlan($0, pools[$0.upstream.index], limits) }
+        plans = traffic.routes.routes.map { RoutePlan($0, pools[$0.upstream.index], limits, traffic.flows) }
         update(addresses)
     }
 
@@ -34,14 +34,17 @@ final class RoutePlan {
     let keyQuery: [UInt8]?
     /// Lower-case names of fields that the route takes away or replaces.
     let removedFields: Set<String>
+    /// The flow that the route has a part in.
+    let flow: Flow?
 
-    init(_ route: Route, _ pool: UpstreamPool, _ limits: LimitSettings) {
+    init(_ route: Route, _ pool: UpstreamPool, _ limits: LimitSettings, _ flows: [Flow] = []) {
         (self.route, self.pool) = (route, pool)
         let settings = route.settings
         timeouts = TransferTimeouts(
             connect: TimeAmount(settings.timeouts.connect), firstByte: TimeAmount(settings.timeouts.firstByte),
             idle: TimeAmount(settings.timeouts.idle), total: TimeAmount(settings.timeouts.total))
         bodyLimit = Int64(settings.bodyLimit ?? limits.requestBody)
+        flow = settings.flow.flatMap { role in flows.first { $0.name == role.flowName } }
         keyQuery = settings.keyQuery.map { Array($0.utf8) }
         removedFields = Set(settings.headers.remove + settings.headers.replace.map { $0.name.lowercased() })
     }

@@ -24,6 +24,7 @@ final class Worker: TurnHook, @unchecked Sendable {
     let curl: CurlClient
     let keys: KeyResolver
     let quota: QuotaKeeper
+    let flows: FlowKeeper
     let spool: SpoolWriter
     let signer: StartPointSigner
     let limits: LimitSettings
@@ -73,8 +74,11 @@ final class Worker: TurnHook, @unchecked Sendable {
         database = PostgresClient(parts.database, role: .pipeline, on: reactor)
         keys = KeyResolver(on: reactor, session: KeySession(database), limits: KeyCache.Limits(boot.keys))
         quota = QuotaKeeper(on: reactor, limits: LeaseLimits(boot.quota))
+        flows = FlowKeeper(on: reactor)
         traffic = TrafficTable(parts.traffic, limits: boot.limits, addresses: addresses, seed: index)
         reactor.addTurnHook(.flush, self)
+        flows.begin(FlowSession(database))
+        flows.onError = { error in parts.report(.flowRefused("\(error)")) }
         database.onStateChange = { [weak self] state in self?.databaseChanged(state) }
         database.start()
         startTicking()
@@ -85,9 +89,12 @@ final class Worker: TurnHook, @unchecked Sendable {
 
     private func databaseChanged(_ state: PostgresClient.State) {
         switch state {
-        case .ready: quota.storeReady()
+        case .ready:
+            quota.storeReady()
+            flows.storeReady()
         case .lost(let error):
             quota.storeLost()
+            flows.storeLost()
             report(.databaseLost(worker: index, "\(error)"))
         case .idle, .connecting, .closed: break
         }
@@ -160,6 +167,8 @@ final class Worker: TurnHook, @unchecked Sendable {
 
     func makeRequestID() -> RequestID { ids.next() }
 
+    func makeReservationID() -> ReservationID { ReservationID(ids.next().uuid) }
+
     func makeTrace(continuing trace: TraceContext?) -> TraceContext {
         trace?.child(random: &random) ?? TraceContext(random: &random)
     }
@@ -218,10 +227,12 @@ final class Worker: TurnHook, @unchecked Sendable {
         whenEmpty = nil
         for connection in Array(connections.values) { connection.giveUp() }
         curl.shutdown()
-        quota.close(within: limit) { [self] in
-            keys.flushUsed { [self] in
-                spool.close()
-                done()
+        flows.close(within: limit) { [self] in
+            quota.close(within: limit) { [self] in
+                keys.flushUsed { [self] in
+                    spool.close()
+                    done()
+                }
             }
         }
     }

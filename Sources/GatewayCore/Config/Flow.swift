@@ -40,4 +40,10 @@ public enum FlowRole: Sendable, Equatable {
     case start(flow: String)
     case step(flow: String, index: Int)
     case finish(flow: String)
+
+    public var flowName: String {
+        switch self {
+        case .start(let flow), .step(let flow, _), .finish(let flow): flow
+        }
+    }
 }

@@ -1,17 +1,20 @@
 /// One client request and its answer, as a state machine: what happened goes in, what to do comes out. No I/O and no clock.
 ///
-///     resolving ──▶ admitting ──▶ forwarding ──▶ streaming ──▶ ended
-///         └────────────┴─────────────┴──────────────┴────────────▲
+///     resolving ──▶ admitting ──▶ forwarding ──▶ (settling) ──▶ streaming ──▶ ended
+///         └────────────┴─────────────┴───────────────┴──────────────┴────────────▲
 ///
+/// Settling is for hops of flows alone: the answer waits until it is known what became of the flow.
 /// Every path ends in `ended` with exactly one ``Ending``, which says what the log and the quota hear.
 public struct ExchangeMachine: Sendable {
     public enum Phase: Sendable, Equatable {
         /// The route is known, the key is looked up. Legal exits: admitting, forwarding (no units to hold), ended.
         case resolving
-        /// Quota is asked for. Legal exits: forwarding, ended.
+        /// Quota, or the flow, is asked for. Legal exits: forwarding, ended.
         case admitting
-        /// The request is on its way, the upstream's head is not there. Legal exits: streaming, ended.
+        /// The request is on its way, the upstream's head is not there. Legal exits: settling, streaming, ended.
         case forwarding
+        /// The upstream's head is there and waits for the flow's settlement. Legal exits: streaming, ended.
+        case settling
         /// The upstream's head was passed on. Legal exit: ended.
         case streaming
         case ended
@@ -20,6 +23,8 @@ public struct ExchangeMachine: Sendable {
     /// What to do next.
     public enum Step: Sendable, Equatable {
         case admit(QuotaWant)
+        /// The route has a part in a flow, which is asked instead of quota.
+        case enterFlow(FlowRole, QuotaRow)
         case forward
         case refuse(Reason)
     }
@@ -75,6 +80,9 @@ public struct ExchangeMachine: Sendable {
             return .refuse(Reason(refusal))
         case .granted(let grant):
             phase = .admitting
+            if let role = settings.flow {
+                return .enterFlow(role, QuotaRow(environmentID: entry.environmentID, serviceID: grant.serviceID))
+            }
             return .admit(
                 QuotaWant(
                     environmentID: entry.environmentID, serviceID: grant.serviceID,
@@ -96,12 +104,26 @@ public struct ExchangeMachine: Sendable {
         }
     }
 
+    /// The flow was reserved, lets the step pass, or is claimed. A hop of a flow holds nothing by itself.
+    public mutating func flowEntered() {
+        expect(.admitting)
+        phase = .forwarding
+    }
+
     // MARK: The upstream
 
-    /// The upstream's final head. Charging is decided by it (quota.md, 6).
-    public mutating func upstreamAnswered(status: UInt16) {
+    /// The upstream's final head. Charging is decided by it.
+    ///
+    /// - Parameter settles: whether the head decides about a flow and waits for that.
+    public mutating func upstreamAnswered(status: UInt16, settles: Bool = false) {
         expect(.forwarding)
         upstreamStatus = status
+        phase = settles ? .settling : .streaming
+    }
+
+    /// The flow is settled, or its settlement is in the spool: the answer may go out.
+    public mutating func flowSettled() {
+        expect(.settling)
         phase = .streaming
     }
 
@@ -117,7 +139,7 @@ public struct ExchangeMachine: Sendable {
     /// - Parameter attempts: how often the request went out.
     public mutating func upstreamFailed(_ reason: Reason, attempts: Int) -> Ending {
         let isStreaming = phase == .streaming
-        if !isStreaming { expect(.forwarding) }
+        if !isStreaming, phase != .settling { expect(.forwarding) }
         // What is charged always is charged for having reached the upstream at all; everything else is given back.
         let charged = charge == .always && attempts > 0 ? units : 0
         var ending = end(ExecutionStatus(reason.refusal), statusCode: reason.refusal.status, charge: charged)
@@ -131,7 +153,7 @@ public struct ExchangeMachine: Sendable {
     /// The gateway answers itself before or instead of the upstream, or has to cut an answer that has begun.
     public mutating func refused(_ reason: Reason, attempts: Int = 0) -> Ending {
         precondition(phase != .ended, "refused after the end")
-        if phase == .forwarding || phase == .streaming { return upstreamFailed(reason, attempts: attempts) }
+        if phase == .forwarding || phase == .settling || phase == .streaming { return upstreamFailed(reason, attempts: attempts) }
         var ending = end(ExecutionStatus(reason.refusal), statusCode: reason.refusal.status, charge: 0)
         ending.refusal = reason.refusal
         return ending
@@ -142,7 +164,13 @@ public struct ExchangeMachine: Sendable {
         precondition(phase != .ended, "gone after the end")
         let charged: Bool
         if let upstreamStatus { charged = isCharged(upstreamStatus) } else { charged = charge == .always && attempts > 0 }
-        return end(.clientAborted, statusCode: upstreamStatus, charge: charged ? units : 0)
+        return end(.clientAborted, statusCode: phase == .streaming ? upstreamStatus : nil, charge: charged ? units : 0)
+    }
+
+    /// The gateway answered one of its own endpoints.
+    public mutating func answeredByGateway(status: UInt16) -> Ending {
+        expect(.resolving)
+        return end(.success, statusCode: status, charge: 0)
     }
 
     private var units: Int64 { hold?.units ?? 0 }

@@ -1,0 +1,129 @@
+internal import Curl
+internal import GatewayCore
+internal import NIOCore
+internal import Reactor
+
+/// The flow side of an exchange: before it is forwarded the store is asked, and its answer waits until it is known what became
+/// of the flow.
+extension Exchange {
+    // MARK: Before the upstream
+
+    /// Why a request with this `Pandora-Flow`, or without one, has no place on the route; nil: it has.
+    func flowMismatch(_ role: FlowRole?) -> ExchangeMachine.Reason? {
+        switch role {
+        case nil, .start?:
+            guard head.flow != nil else { return nil }
+            return .init(.flowStepRefused, detail: "the route is no step of a flow")
+        case .step?, .finish?:
+            guard let text = head.flow else { return .init(.flowInvalid, detail: "the route needs Pandora-Flow") }
+            return ReservationID(text) == nil ? .init(.flowInvalid) : nil
+        }
+    }
+
+    /// Starts the flow, or asks whether the hop may pass.
+    func enterFlow(_ role: FlowRole, _ row: QuotaRow) {
+        let flow = plan!.flow!
+        var part = FlowPart(flow, role)
+        if case .step = role, let text = head.idempotencyKey {
+            guard let key = StepKey(text.utf8) else {
+                return refuse(.init(.requestMalformed, detail: "Idempotency-Key is not 1 to 255 visible characters"))
+            }
+            part.stepKey = key
+        }
+        self.flow = part
+        let environment = entry!.environmentID
+        switch role {
+        case .start:
+            let start = FlowStart(flow, id: worker.makeReservationID(), requestID: root ?? id, keyID: entry!.keyID, row: row)
+            worker.flows.start(start) { [self] in flowStarted($0, start.id) }
+        case .step(_, let index):
+            let hop = FlowHop(
+                stepOf: flow, index: index, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment, key: part.stepKey)
+            worker.flows.step(hop) { [self] in flowHopped($0) }
+        case .finish:
+            let hop = FlowHop(
+                finishOf: flow, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment,
+                timeout: plan!.route.settings.timeouts.total)
+            worker.flows.claim(hop) { [self] in flowHopped($0) }
+        }
+    }
+
+    private func flowStarted(_ answer: FlowStartAnswer, _ id: ReservationID) {
+        if case .started(let open, let view) = answer {
+            flow?.open = open
+            quotaView = view
+        }
+        entered(ExchangeMachine.Reason(answer))
+    }
+
+    private func flowHopped(_ answer: FlowHopAnswer) {
+        switch answer {
+        case .passed(let open): flow?.open = open
+        case .repeated(let open, _, _):
+            flow?.open = open
+            flow?.isRepeat = true
+        default: break
+        }
+        entered(ExchangeMachine.Reason(answer))
+    }
+
+    private func entered(_ reason: ExchangeMachine.Reason?) {
+        guard machine.phase == .admitting else {
+            // The client went away while the store was asked.
+            return settleFlow(status: nil, wish: nil) { _ in }
+        }
+        if let reason { return refuse(reason) }
+        // Every hop of a flow carries the flow's start point, whatever the client sent.
+        if let open = flow?.open, open.startPoint != id {
+            root = open.startPoint
+            startPoint.removeAll(keepingCapacity: true)
+            worker.signer.append(environment: entry!.environmentID, root: open.startPoint, to: &startPoint)
+        }
+        machine.flowEntered()
+        forward()
+    }
+
+    // MARK: After the upstream
+
+    /// What the answer's head says of the flow; nil where nothing is to be settled.
+    func settlement(status: UInt16?, wish: FlowWish?) -> FlowSettlement? {
+        guard let flow, let open = flow.open, !flow.isSettled else { return nil }
+        return open.settlement(flow.flow.verdict(on: flow.role, status: status, wish: wish), hop: id, of: flow.flow)
+    }
+
+    /// Says what became of the flow. `done` runs once it is in the database or in the spool; at once where there is nothing to
+    /// say.
+    func settleFlow(status: UInt16?, wish: FlowWish?, _ done: @escaping (FlowSettled?) -> Void) {
+        guard let settlement = settlement(status: status, wish: wish) else { return done(nil) }
+        flow?.isSettled = true
+        worker.flows.settle(settlement) { [self] settled in
+            // It must be in the spool before the client is answered.
+            if case .pending(let late) = settled { worker.spool.append(late, reserved: false) }
+            flow?.state = settled.stateText
+            done(settled)
+        }
+    }
+
+    /// The upstream's head waits for the flow.
+    func settleBeforeAnswering(_ head: TransferHead, wish: FlowWish?) {
+        transfer?.pauseReceiving()
+        settleFlow(status: UInt16(head.status), wish: wish) { [self] _ in
+            // The client may have gone, or the upstream died, meanwhile.
+            guard machine.phase == .settling else { return }
+            machine.flowSettled()
+            passHead(head)
+            transfer?.resumeReceiving()
+        }
+    }
+
+    /// Remembers what a step was answered, for whoever sends it again.
+    func noteStep(status: UInt16) {
+        guard let flow, let key = flow.stepKey, let open = flow.open, !flow.isRepeat else { return }
+        worker.flows.note(FlowNote(id: open.id, key: key, status: status))
+    }
+}
+
+extension TransferHead {
+    /// `Pandora-Flow-Outcome`: what the upstream wants to become of the flow.
+    var flowWish: FlowWish? { value(of: "pandora-flow-outcome").flatMap { FlowWish(header: $0) } }
+}

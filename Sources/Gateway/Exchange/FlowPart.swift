@@ -1,0 +1,24 @@
+internal import GatewayCore
+
+/// An exchange's part in a flow.
+struct FlowPart {
+    let flow: Flow
+    let role: FlowRole
+    /// Once the store has let the hop pass.
+    var open: OpenFlow?
+    /// The step was sent before, under the same `Idempotency-Key`: it is forwarded again, and neither counted nor chained twice.
+    var isRepeat = false
+    var stepKey: StepKey?
+    /// The value of `Pandora-Flow-State`.
+    var state: String?
+    /// What became of the flow was said, or is being said.
+    var isSettled = false
+
+    init(_ flow: Flow, _ role: FlowRole) { (self.flow, self.role) = (flow, role) }
+
+    /// What the answer says of the flow.
+    var fields: AnswerHead.FlowFields? {
+        guard let open else { return nil }
+        return AnswerHead.FlowFields(id: open.id, state: state ?? "open")
+    }
+}

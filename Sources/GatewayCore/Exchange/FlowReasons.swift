@@ -1,0 +1,62 @@
+// What a request is told that its flow, or the flow that it would start, keeps from being forwarded.
+
+extension ExchangeMachine.Reason {
+    /// Nil: the flow has started.
+    public init?(_ answer: FlowStartAnswer) {
+        switch answer {
+        case .started: return nil
+        case .usedUp(let retryAfter, _): self.init(.quotaExceeded, retryAfter: retryAfter)
+        case .held(let retryAfter, _): self.init(.quotaHeld, retryAfter: retryAfter)
+        case .limitReached(let retryAfter): self.init(.flowLimit, retryAfter: retryAfter)
+        case .notAssigned: self.init(.serviceNotAssigned)
+        case .unavailable(let retryAfter): self.init(.quotaUnavailable, retryAfter: retryAfter)
+        }
+    }
+
+    /// Nil: the hop may be forwarded.
+    public init?(_ answer: FlowHopAnswer) {
+        switch answer {
+        case .passed, .repeated: return nil
+        case .finishing: self.init(.flowFinishing)
+        case .ended(let outcome): self.init(.flowClosed, detail: outcome.text)
+        case .unknown: self.init(.flowNotFound)
+        case .refused(.foreign): self.init(.flowStepRefused, detail: "the route is not of this flow")
+        case .refused(.order): self.init(.flowStepRefused, detail: "not the next step in the flow's order")
+        case .refused(.hops): self.init(.flowStepRefused, detail: "the flow has had all its hops")
+        case .unavailable(let retryAfter): self.init(.quotaUnavailable, retryAfter: retryAfter)
+        }
+    }
+
+    /// Nil: the flow has ended as the client wanted it, or before.
+    public init?(_ settled: FlowSettled) {
+        switch settled {
+        case .ended, .open, .pending: return nil
+        case .finishing: self.init(.flowFinishing)
+        case .unknown: self.init(.flowNotFound)
+        case .unavailable(let retryAfter): self.init(.quotaUnavailable, retryAfter: retryAfter)
+        }
+    }
+}
+
+extension FlowOutcome {
+    /// One word, as in `Pandora-Flow-State` and in the flow endpoints.
+    public var text: String {
+        switch self {
+        case .committed: "committed"
+        case .rolledBack: "rolled_back"
+        case .expired: "expired"
+        }
+    }
+}
+
+extension FlowSettled {
+    /// The value of `Pandora-Flow-State`; nil where there is nothing to say.
+    public var stateText: String? {
+        switch self {
+        case .ended(let outcome): outcome.text
+        case .open: "open"
+        case .pending: "pending"
+        case .finishing, .unknown, .unavailable: nil
+        }
+    }
+}
