@@ -23,6 +23,7 @@ public final class Listener: EventSink {
     private let initializer: (any Channel) throws -> Void
     private var descriptor: CInt
     private var key: UInt64?
+    private(set) var isPaused = false
 
     /// The bound address, with the port that the kernel chose where 0 was asked for.
     public let localAddress: SocketAddress
@@ -74,12 +75,14 @@ public final class Listener: EventSink {
 
     /// After `mayAccept` said no: looks at the queue again.
     public func resumeAccepting() {
-        guard descriptor >= 0, key == nil else { return }
-        key = try? reactor.register(descriptor, .read, self)
+        guard isPaused, let key else { return }
+        isPaused = false
+        // Fails only for a descriptor that is not registered.
+        try? reactor.reregister(descriptor, .read, key)
     }
 
     func descriptorReady(_ readiness: Readiness) {
-        for _ in 0..<options.acceptsPerTurn where descriptor >= 0 {
+        for _ in 0..<options.acceptsPerTurn where descriptor >= 0 && !isPaused {
             if let mayAccept, !mayAccept() { return pause(nil) }
             guard acceptOne() else { return }
         }
@@ -111,8 +114,9 @@ public final class Listener: EventSink {
     }
 
     private func pause(_ amount: TimeAmount?) {
-        if let key { reactor.deregister(descriptor, key) }
-        key = nil
+        guard let key, !isPaused else { return }
+        isPaused = true
+        try? reactor.reregister(descriptor, [], key)
         guard let amount else { return }
         _ = reactor.startTimer(in: amount) { [weak self] in self?.resumeAccepting() }
     }

@@ -43,7 +43,7 @@ struct PendingWrites {
         into pieces: UnsafeMutableBufferPointer<iovec>, count: Int, from index: CircularBuffer<Write>.Index, _ descriptor: CInt
     ) -> Int {
         let taken = queue.distance(from: queue.startIndex, to: index)
-        guard taken < flushed, count < pieces.count else {
+        guard taken < flushed, taken < pieces.count else {
             guard count > 0 else { return 0 }
             var message = msghdr()
             message.msg_iov = pieces.baseAddress

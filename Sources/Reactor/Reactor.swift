@@ -12,7 +12,7 @@ internal import Synchronization
 /// Sendable without the compiler's proof: other threads touch only `inbox` (a mutex), the eventfd (the kernel's) and
 /// `owner` (atomic); every other property is used on the loop's own thread alone, which `preconditionInEventLoop` checks
 /// where a caller could get it wrong.
-public final class Reactor: EventLoop, @unchecked Sendable {
+public final class Reactor: EventLoop, NIOSerialEventLoopExecutor, @unchecked Sendable {
     private struct Inbox {
         var tasks: [() -> Void] = []
         var isAwake = false
@@ -44,7 +44,10 @@ public final class Reactor: EventLoop, @unchecked Sendable {
 
     static let readBufferBytes = 65_536
     static let eventsPerTurn = 256
+    private static let lastRounds = 1_000
     private static let wakeupKey = UInt64.max
+    /// No thread's number: `owner` when the loop has ended.
+    private static let ended = UInt.max
 
     /// Throws `IOError` when the kernel gives no descriptor.
     public init(name: String) throws {
@@ -94,7 +97,9 @@ public final class Reactor: EventLoop, @unchecked Sendable {
         shutDown()
     }
 
-    /// Ends `run()` after the current turn: open channels and watches are closed, tasks not yet run are dropped. Any thread.
+    /// Ends `run()` after the current turn: open channels, listeners and watches are closed, pending timers are dropped,
+    /// scheduled tasks fail with `EventLoopError.shutdown`, tasks that were given before are run. What is given to the loop
+    /// later is dropped: a future made from it never ends (NIO's debug builds stop the process then). Any thread.
     public func stop() {
         inbox.withLock { $0.isStopping = true }
         clinux_eventfd_signal(wakeup)
@@ -109,7 +114,8 @@ public final class Reactor: EventLoop, @unchecked Sendable {
             for index in 0..<Int(count) { dispatch(events[index]) }
         }
         registrations.endOfDispatch()
-        while let handler = timers.popDue(turnNow.uptimeNanoseconds) { handler() }
+        let limit = timers.started
+        while let handler = timers.popDue(turnNow.uptimeNanoseconds, limit: limit) { handler() }
         runTasks()
         anotherTurn = false
         for hook in collectHooks { hook.endOfTurn() }
@@ -154,16 +160,32 @@ public final class Reactor: EventLoop, @unchecked Sendable {
 
     private func shutDown() {
         for sink in registrations.removeAll() { sink.reactorStopped() }
-        for _ in 0..<8 { runTasks() }
-        inbox.withLock {
-            $0.isClosed = true
-            $0.tasks.removeAll()
-        }
+        runLastTasks()
+        inbox.withLock { $0.tasks.removeAll() }
         localTasks.removeAll()
         collectHooks.removeAll()
         persistHooks.removeAll()
         flushHooks.removeAll()
         cachedVoidFuture = nil
+        // A later thread may get this one's number.
+        owner.store(Reactor.ended, ordering: .releasing)
+    }
+
+    /// Runs what the loop was given before it closed, and what that leads to: a future whose task was dropped would never end.
+    /// Only tasks that repeat themselves are cut off.
+    private func runLastTasks() {
+        var isClosed = false
+        var rounds = 0
+        while !isClosed {
+            for abandon in timers.removeAll() { abandon() }
+            runTasks()
+            rounds += 1
+            let isDone = timers.count == 0 && localTasks.isEmpty || rounds == Reactor.lastRounds
+            isClosed = inbox.withLock { inbox in
+                inbox.isClosed = isDone && inbox.tasks.isEmpty || rounds == Reactor.lastRounds
+                return inbox.isClosed
+            }
+        }
     }
 
     // MARK: Tasks
@@ -233,10 +255,12 @@ public final class Reactor: EventLoop, @unchecked Sendable {
         }
         onLoop { [self] in
             guard !pending.isCancelled else { return }
-            pending.timer = startTimer(at: deadline) {
+            let abandoned = { promise.fail(EventLoopError.shutdown) }
+            let token = timers.start(at: deadline.uptimeNanoseconds, abandoned: abandoned) {
                 pending.timer = nil
                 do { promise.assumeIsolated().succeed(try task()) } catch { promise.fail(error) }
             }
+            pending.timer = Timer(token: token)
         }
         return scheduled
     }

@@ -39,6 +39,8 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
     private var allowRemoteHalfClosure = false
     private var waterMark = ChannelOptions.Types.WriteBufferWaterMark(low: 32 * 1024, high: 64 * 1024)
     private var readsPerTurn = 4
+    /// So that a writer whose reader keeps up cannot hold the loop.
+    private static let writesPerTurn = 16
 
     public private(set) var localAddress: SocketAddress?
     public private(set) var remoteAddress: SocketAddress?
@@ -137,7 +139,11 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
         if readiness.contains(.write), isActive { flushNow() }
         guard isActive else { return }
         if !readiness.isDisjoint(with: [.read, .error, .hangup, .readHangup]) {
-            if readPending || !readiness.isDisjoint(with: [.error, .hangup]) {
+            let isBroken = !readiness.isDisjoint(with: [.error, .hangup])
+            if isBroken, !inputOpen {
+                // No read will tell, and the kernel says it again every turn.
+                closeBroken()
+            } else if readPending || isBroken {
                 readNow()
             } else {
                 // Nobody wants to read: stop asking until somebody does. Done here and not when reading stops, so that a
@@ -177,7 +183,8 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
             }
         }
         delivering = false
-        if received { pipeline.fireChannelReadComplete() }
+        guard isActive else { return }
+        if received || ended { pipeline.fireChannelReadComplete() }
         guard isActive else { return }
         if let failure {
             pipeline.fireErrorCaught(failure)
@@ -186,6 +193,15 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
         if ended { return inputEnded() }
         if autoRead { pipeline.read() }
         updateInterest()
+    }
+
+    /// The peer reset a connection whose input had ended before.
+    private func closeBroken() {
+        var status: CInt = 0
+        _ = clinux_get_option(descriptor, SOL_SOCKET, SO_ERROR, &status)
+        let failure = IOError(errnoCode: status == 0 ? ECONNRESET : status, reason: "connection")
+        pipeline.fireErrorCaught(failure)
+        close0(error: failure, mode: .all, promise: nil)
     }
 
     private func inputEnded() {
@@ -251,13 +267,13 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
         if isActive { flushNow() }
     }
 
-    /// Gives the kernel what is flushed, until it takes no more. Promises and events that it fulfils may write, flush and
-    /// close again: those calls only add to the queue that this loop works off.
+    /// Gives the kernel what is flushed, until it takes no more or others are due. Promises and events that it fulfils may
+    /// write, flush and close again: those calls only add to the queue that this loop works off.
     private func flushNow() {
         guard !flushing else { return }
         flushing = true
         var failure: (any Error)?
-        while isActive, writes.hasFlushed {
+        for _ in 0..<StreamChannel.writesPerTurn where isActive && writes.hasFlushed {
             let written = writes.writeOnce(to: descriptor)
             if written < 0 {
                 let code = errno
@@ -412,6 +428,7 @@ extension StreamChannel: NIOSynchronousChannelOptions {
     }
 
     private func getSync<Option: ChannelOption>(_ option: Option) throws -> Option.Value {
+        guard !isClosed else { throw ChannelError.ioOnClosedChannel }
         switch option {
         case _ as ChannelOptions.Types.AutoReadOption: return autoRead as! Option.Value
         case _ as ChannelOptions.Types.AllowRemoteHalfClosureOption: return allowRemoteHalfClosure as! Option.Value

@@ -18,6 +18,7 @@ struct Timers {
     private struct Slot {
         var generation: UInt32 = 0
         var handler: (() -> Void)?
+        var abandoned: (() -> Void)?
     }
 
     private var heap: [Entry] = []
@@ -28,6 +29,11 @@ struct Timers {
 
     /// Timers that are neither fired nor cancelled.
     var count: Int { heap.count - dead }
+    /// With the dead ones that still take up room.
+    var entries: Int { heap.count }
+    var slotCount: Int { slots.count }
+    /// The number of timers started so far: see `popDue`.
+    var started: UInt64 { nextSequence }
 
     /// Nanoseconds of the monotonic clock at which the earliest timer is due.
     mutating func earliest() -> UInt64? {
@@ -35,7 +41,8 @@ struct Timers {
         return heap.first?.deadline
     }
 
-    mutating func start(at deadline: UInt64, _ handler: @escaping () -> Void) -> Token {
+    /// - Parameter abandoned: called by whoever runs what `removeAll` returns, instead of the handler.
+    mutating func start(at deadline: UInt64, abandoned: (() -> Void)? = nil, _ handler: @escaping () -> Void) -> Token {
         let slot: Int
         if let reused = freeSlots.popLast() {
             slot = reused
@@ -44,6 +51,7 @@ struct Timers {
             slots.append(Slot())
         }
         slots[slot].handler = handler
+        slots[slot].abandoned = abandoned
         let token = Token(slot: slot, generation: slots[slot].generation)
         heap.append(Entry(deadline: deadline, sequence: nextSequence, token: token))
         nextSequence += 1
@@ -58,17 +66,30 @@ struct Timers {
         if dead > 64, dead > heap.count / 2 { compact() }
     }
 
-    /// The handler of one timer due at `now`, in order of deadline, then of starting; nil when none is.
-    mutating func popDue(_ now: UInt64) -> (() -> Void)? {
+    /// The handler of one timer due at `now`, in order of deadline, then of starting; nil when none is, or when the next one
+    /// was not among the first `limit` that were started: a timer that starts itself anew is due in the next turn only.
+    mutating func popDue(_ now: UInt64, limit: UInt64) -> (() -> Void)? {
         dropDeadAtTop()
-        guard let first = heap.first, first.deadline <= now else { return nil }
+        guard let first = heap.first, first.deadline <= now, first.sequence < limit else { return nil }
         removeTop()
         return release(first.token)
+    }
+
+    /// Cancels every timer and returns what their owners are to be told.
+    mutating func removeAll() -> [() -> Void] {
+        let abandoned = slots.compactMap(\.abandoned)
+        for slot in slots.indices where slots[slot].handler != nil {
+            _ = release(Token(slot: slot, generation: slots[slot].generation))
+        }
+        heap.removeAll()
+        dead = 0
+        return abandoned
     }
 
     private mutating func release(_ token: Token) -> (() -> Void)? {
         guard slots[token.slot].generation == token.generation, let handler = slots[token.slot].handler else { return nil }
         slots[token.slot].handler = nil
+        slots[token.slot].abandoned = nil
         slots[token.slot].generation &+= 1
         freeSlots.append(token.slot)
         return handler

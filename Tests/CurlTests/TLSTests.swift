@@ -6,27 +6,28 @@ import Testing
 /// A TLS server with a certificate of its own: `openssl s_server -www`, which answers one request per connection.
 private final class TLSServer: @unchecked Sendable {
     // Sendable: nothing changes after init.
-    let folder: URL
     let port: Int
     /// The bundle to give to a client; nobody else opens it.
-    var bundle: String { folder.appendingPathComponent("bundle.pem").path }
-    private let process = Process()
+    var bundle: String { folder.file("bundle.pem") }
+    private let folder: TemporaryFolder
+    private let process: Process
     private let input = Pipe()
 
-    init() throws {
-        folder = FileManager.default.temporaryDirectory.appendingPathComponent("curl-tls-\(UUID().uuidString)")
-        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-        let (key, certificate) = (folder.appendingPathComponent("key.pem").path, folder.appendingPathComponent("certificate.pem").path)
-        try TLSServer.run([
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-keyout", key, "-out",
-            certificate, "-subj", "/CN=service.test", "-addext", "subjectAltName=DNS:service.test",
-        ])
-        try FileManager.default.copyItem(atPath: certificate, toPath: folder.appendingPathComponent("bundle.pem").path)
+    static func start() async throws -> TLSServer {
+        let folder = try TemporaryFolder("curl-tls")
+        let made = try await TestCertificate(for: "DNS:service.test", in: folder.path)
+        try FileManager.default.copyItem(atPath: made.certificate, toPath: folder.file("bundle.pem"))
+        return try await offTheCooperativePool { try TLSServer(folder, made) }
+    }
+
+    private init(_ folder: TemporaryFolder, _ made: TestCertificate) throws {
+        self.folder = folder
+        process = Process()
         let output = Pipe()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = ["s_server", "-accept", "127.0.0.1:0", "-cert", certificate, "-key", key, "-www"]
+        process.arguments = ["s_server", "-accept", "127.0.0.1:0", "-cert", made.certificate, "-key", made.key, "-www"]
         (process.standardInput, process.standardOutput, process.standardError) = (input, output, FileHandle.nullDevice)
-        try process.run()
+        try Command.start(process)
         // "ACCEPT 127.0.0.1:40123"
         var text = ""
         while !text.contains("\n") || !text.contains("ACCEPT ") {
@@ -39,20 +40,7 @@ private final class TLSServer: @unchecked Sendable {
         output.fileHandleForReading.readabilityHandler = { if $0.availableData.isEmpty { $0.readabilityHandler = nil } }
     }
 
-    deinit {
-        process.terminate()
-        try? FileManager.default.removeItem(at: folder)
-    }
-
-    private static func run(_ arguments: [String]) throws {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = arguments
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        process.waitUntilExit()
-        guard process.terminationStatus == 0 else { throw CocoaError(.fileWriteUnknown) }
-    }
+    deinit { process.terminate() }
 }
 
 /// Counts how often a file is opened (inotify(7)).
@@ -75,7 +63,7 @@ private final class OpenCounter {
 
 @Suite(.timeLimit(.minutes(2)), .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
     @Test func theBundleIsOpenedOnceForManyConnections() async throws {
-        let server = try TLSServer()
+        let server = try await TLSServer.start()
         let counter = OpenCounter(server.bundle)
         var configuration = CurlConfiguration()
         configuration.certificateBundle = server.bundle
@@ -91,7 +79,7 @@ private final class OpenCounter {
     }
 
     @Test func strangersAreNotTrusted() async throws {
-        let server = try TLSServer()
+        let server = try await TLSServer.start()
         var ask = Ask(server.port)
         ask.scheme = .https
         let (_, unknown) = try await Bench().run(ask)
@@ -122,15 +110,10 @@ private final class OpenCounter {
 @Suite struct ShimTests {
     /// curl's own type checks of variadic options work with gcc only, and only on bodies that are emitted.
     @Test(.enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/gcc")))
-    func optionsHaveTheTypesThatCurlReads() throws {
+    func optionsHaveTheTypesThatCurlReads() async throws {
         let header = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../Sources/CLibcurl/shim.h").path
-        let (gcc, errors) = (Process(), Pipe())
-        gcc.executableURL = URL(fileURLWithPath: "/usr/bin/gcc")
-        gcc.arguments = ["-x", "c", "-DPCURL_INLINE=", "-O1", "-Wall", "-Wsystem-headers", "-c", "-o", "/dev/null", header]
-        gcc.standardError = errors
-        try gcc.run()
-        let text = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        gcc.waitUntilExit()
-        #expect(gcc.terminationStatus == 0 && !text.contains("shim.h"), "\(text)")
+        let outcome = try await Command.run(
+            "/usr/bin/gcc", ["-x", "c", "-DPCURL_INLINE=", "-O1", "-Wall", "-Wsystem-headers", "-c", "-o", "/dev/null", header])
+        #expect(outcome.status == 0 && !outcome.errors.contains("shim.h"), "\(outcome.errors)")
     }
 }

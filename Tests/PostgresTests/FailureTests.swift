@@ -284,8 +284,7 @@ import TestKit
         let database = try await TestDatabase.create()
         let reactor = try Reactor.start(name: "postgres-test")
         let client = try await PostgresClient.connect(try .init(url: database.url), role: .pipeline, on: reactor)
-        reactor.stop()
-        try await offTheCooperativePool { reactor.join() }
+        try await reactor.end()
         let error = try await postgresError { try await client.query(Statement(name: "one", sql: "SELECT 1")) }
         #expect(error.kind == .unavailable)
         await client.shutdown()

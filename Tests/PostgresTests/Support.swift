@@ -6,24 +6,6 @@ import TestKit
 
 @testable import Postgres
 
-/// A reactor for one test, ended with it.
-func withReactor<Value>(_ body: (Reactor) async throws -> Value) async throws -> Value {
-    let reactor = try Reactor.start(name: "postgres-test")
-    do {
-        let value = try await body(reactor)
-        try await end(reactor)
-        return value
-    } catch {
-        try await end(reactor)
-        throw error
-    }
-}
-
-private func end(_ reactor: Reactor) async throws {
-    reactor.stop()
-    try await offTheCooperativePool { reactor.join() }
-}
-
 /// A reactor and a client of a database of its own.
 func withClient<Value>(
     role: PostgresClient.Role = .session, _ adjust: (inout PostgresConfiguration) -> Void = { _ in },

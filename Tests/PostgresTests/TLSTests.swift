@@ -10,24 +10,16 @@ import TestKit
 @Suite(.enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
     private static let address = "127.77.\(getpid() >> 8 & 0xff).\(getpid() & 0xff)"
 
-    private func makeCertificate(in directory: String) throws -> String {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = [
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=IP:\(Self.address)", "-keyout", directory + "/server.key", "-out", directory + "/server.crt",
-        ]
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        process.waitUntilExit()
-        // The server wants its key for itself.
+    /// In the server's folder, with its owner and mode: the server wants its key for itself.
+    private func makeCertificate(in directory: String) async throws -> TestCertificate {
+        let made = try await TestCertificate(for: "IP:\(Self.address)", in: directory)
         var status = stat()
         #expect(stat(directory, &status) == 0)
-        for file in ["server.key", "server.crt"] {
-            chmod(directory + "/" + file, 0o600)
-            chown(directory + "/" + file, status.st_uid, status.st_gid)
+        for file in [made.certificate, made.key] {
+            chmod(file, 0o600)
+            chown(file, status.st_uid, status.st_gid)
         }
-        return directory + "/server.crt"
+        return made
     }
 
     /// Records are larger than what libpq reads at once: the rest waits in OpenSSL, where no descriptor tells of it.
@@ -35,15 +27,14 @@ import TestKit
         var options = PrivateCluster.Options()
         options.isDurable = false
         options.isTemporary = true
-        options.settings = ["ssl": "on", "listen_addresses": Self.address]
+        options.settings = [
+            "ssl": "on", "listen_addresses": Self.address, "ssl_cert_file": "certificate.pem", "ssl_key_file": "key.pem",
+        ]
         options.authenticationRules = ["hostnossl all all all reject", "hostssl all all 127.0.0.0/8 trust"]
         let directory = "/tmp/pandora-tls-\(getpid())"
-        let (cluster, certificate) = try await offTheCooperativePool { [options] in
-            let cluster = try PrivateCluster.create(in: directory, options: options)
-            let certificate = try makeCertificate(in: cluster.dataDirectory)
-            try cluster.start()
-            return (cluster, certificate)
-        }
+        let cluster = try await offTheCooperativePool { [options] in try PrivateCluster.create(in: directory, options: options) }
+        let certificate = try await makeCertificate(in: cluster.dataDirectory).certificate
+        try await offTheCooperativePool { try cluster.start() }
         let blob = Statement(name: "blob", sql: "SELECT repeat('x', $1)", parameterTypes: [.int4])
         try await withReactor { reactor in
             let url = "postgres://postgres@\(Self.address)/postgres?sslmode=verify-full&sslrootcert=\(certificate)"

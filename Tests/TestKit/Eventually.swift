@@ -13,4 +13,5 @@ public func eventually(_ what: String, within limit: Duration = .seconds(45), _ 
 
 public struct NeverHappened: Error, CustomStringConvertible {
     public let description: String
+    public init(description: String) { self.description = description }
 }

@@ -97,25 +97,11 @@ extension PrivateCluster {
     /// Runs a script with psql and returns its rows, columns separated by `|`; the first error ends it.
     @discardableResult
     public func psql(_ script: String, database: String) async throws -> [String] {
-        try await offTheCooperativePool { [binaries = try PostgresBinaries.find()] in
-            let process = Process()
-            process.executableURL = URL(fileURLWithPath: binaries.path("psql"))
-            process.arguments = [
-                "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", self.socketDirectory, "-U", self.user, "-d", database,
-                "-f", "-",
-            ]
-            let (input, output, errors) = (Pipe(), Pipe(), Pipe())
-            (process.standardInput, process.standardOutput, process.standardError) = (input, output, errors)
-            try process.run()
-            try input.fileHandleForWriting.write(contentsOf: Data(script.utf8))
-            try input.fileHandleForWriting.close()
-            // Errors are few and fit the pipe; rows may be many.
-            let rows = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-            let complaints = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-            process.waitUntilExit()
-            guard process.terminationStatus == 0 else { throw PsqlError(description: complaints) }
-            return rows.split(separator: "\n").map(String.init)
-        }
+        let outcome = try await Command.run(
+            PostgresBinaries.find().path("psql"),
+            ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", socketDirectory, "-U", user, "-d", database, "-f", "-"], input: script)
+        guard outcome.status == 0 else { throw PsqlError(description: outcome.errors) }
+        return outcome.text.split(separator: "\n").map(String.init)
     }
 }
 
