@@ -210,7 +210,7 @@ def test_upstream_connections_are_used_again(gateway, key):
 
 def test_pipelined_requests_are_answered_in_order(gateway, key):
     with Wire(gateway.port) as wire:
-        wire.send(request("GET", "/raw/late?first", key=key) + request("POST", "/echo?second", key=key, body=b"two")
+        wire.send(request("GET", "/echo/late?first", key=key) + request("POST", "/echo?second", key=key, body=b"two")
                   + request("GET", "/echo?third", key=key, connection="close"))
         assert wire.read().body == b"late"
         second, third = Seen(wire.read()), Seen(wire.read())

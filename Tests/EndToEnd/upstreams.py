@@ -73,7 +73,7 @@ class Received:
 
 
 class ScriptedUpstream:
-    """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON."""
+    """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time."""
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -145,6 +145,8 @@ class ScriptedUpstream:
         if path.startswith("/raw/"):
             self._play(connection, stream, request, SCRIPTS[path[5:]])
             return False
+        if path == "/echo/late":
+            time.sleep(0.3)
         answer = json.dumps({
             "head": request.head.decode("latin-1"), "body": request.body.decode("latin-1"), "chunked": request.is_chunked,
             "connection": request.connection}).encode()
