@@ -103,6 +103,36 @@ import Testing
         #expect(upstream.requests.count == 100)
     }
 
+    /// CURLMOPT_MAXCONNECTS: without it every connection of a burst would stay.
+    @Test func idleConnectionsAreFew() async throws {
+        let gate = Locked(false)
+        let upstream = ScriptedUpstream { connection in
+            while try connection.readRequest() != nil {
+                while !gate.withLock({ $0 }) { _ = usleep(1_000) }
+                try connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            }
+        }
+        defer {
+            gate.withLock { $0 = true }
+            upstream.close()
+        }
+        var configuration = CurlConfiguration()
+        configuration.idleConnectionsPerMulti = 3
+        let bench = try Bench(configuration)
+        let recorders = (0..<10).map { _ in Recorder() }
+        try await bench.onLoop { client in
+            for recorder in recorders { _ = try client.start(Ask(upstream.port).request(), delegate: recorder) }
+        }
+        try await eventually("all are under way") { upstream.requests.count == 10 }
+        #expect(upstream.openConnections == 10)
+        gate.withLock { $0 = true }
+        for recorder in recorders { #expect(try await recorder.result().isSuccess) }
+        try await eventually("most are closed") { upstream.openConnections <= 3 }
+        // One of those that stayed serves the next request.
+        #expect(try await bench.run(Ask(upstream.port)).1.isSuccess)
+        #expect(upstream.connections == 10 && upstream.openConnections > 0)
+    }
+
     /// The next transfer starts inside the end of the one before: nothing but the turn's own collecting may be needed to see
     /// what completes meanwhile.
     @Test func aChainOfTransfersOnOneConnection() async throws {

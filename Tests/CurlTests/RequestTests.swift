@@ -61,6 +61,22 @@ import Testing
         #expect(upstream.connections == 1)
     }
 
+    /// libcurl's own order: Host first, then Transfer-Encoding; Content-Length is the last one.
+    @Test(arguments: [BodyFraming.length(4), .chunked]) func theOrderOfFieldsIsKeptBetweenHostAndLength(_ framing: BodyFraming) async throws {
+        let upstream = ScriptedUpstream.answering(body: "")
+        defer { upstream.close() }
+        let bench = try Bench()
+        var ask = Ask(upstream.port, "PUT")
+        ask.headers = [("X-One", "1"), ("X-Empty", ""), ("X-Two", "2")]
+        ask.body = framing
+        try await bench.run(ask, body: "body")
+        let names = upstream.requests[0].lines.dropFirst().map { $0.prefix { $0 != ":" }.lowercased() }
+        let own = ["x-one", "x-empty", "x-two"]
+        #expect(names == (framing == .chunked ? ["host", "transfer-encoding"] + own : ["host"] + own + ["content-length"]))
+        // HTTP/2 upstreams would have to be asked for.
+        #expect(upstream.requests[0].requestLine == "PUT / HTTP/1.1")
+    }
+
     @Test func aBodyThatIsNotAsLongAsAnnouncedEndsTheTransfer() async throws {
         let upstream = ScriptedUpstream { connection in
             _ = try connection.readHead()

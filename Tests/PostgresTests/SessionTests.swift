@@ -52,6 +52,26 @@ import TestKit
         }
     }
 
+    /// What stops a stream of log rows: each takes the whole COPY with it, and the connection survives.
+    @Test func oneBadRowRefusesTheWholeCopy() async throws {
+        try await withClient { client, _ in
+            try await client.script(
+                "CREATE TABLE t (id bigint, name text) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100)")
+            let pid = try await client.onLoop { $0.backendPID }
+            var invalid = Self.rows([5], name: "abc")
+            invalid.setInteger(UInt8(0xff), at: invalid.writerIndex - 2)
+            // Outside all partitions; text with a NUL; text that is not UTF-8.
+            for (row, state) in [(Self.rows([100]), "23514"), (Self.rows([5], name: "a\u{0}c"), "22021"), (invalid, "22021")] {
+                let rows = Self.rows(1...4) + row + Self.rows(6...9)
+                let error = try await postgresError { try await client.copyIn(into: "t", columns: ["id", "name"], rows: rows) }
+                #expect(error.sqlState?.code == state && !error.isConnectionLoss, "\(error)")
+            }
+            #expect(try await client.query(Self.count)[0].int64(0) == Int64(0))
+            #expect(try await client.copyIn(into: "t", columns: ["id", "name"], rows: Self.rows(1...4)).affected == 4)
+            #expect(try await client.onLoop { $0.backendPID } == pid)
+        }
+    }
+
     @Test func aTransactionWithCopyAndConditionals() async throws {
         try await withClient { client, _ in
             try await client.script(Self.schema)

@@ -14,6 +14,8 @@ func withClient<Value>(
     let database = try await TestDatabase.create()
     return try await withReactor { reactor in
         var configuration = try PostgresConfiguration(url: database.url)
+        // Far longer than a loaded machine takes.
+        (configuration.connectTimeout, configuration.statementDeadline) = (.seconds(30), .seconds(60))
         adjust(&configuration)
         let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
         do {

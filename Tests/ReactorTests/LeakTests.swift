@@ -23,6 +23,7 @@ private func recordingErrors(_ body: () async throws -> Void) async {
         }
     }
 
+    /// No descriptor gets this number or a higher one.
     private static func limitDescriptors(_ count: Int) {
         var limit = rlimit()
         getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
@@ -30,8 +31,26 @@ private func recordingErrors(_ body: () async throws -> Void) async {
         setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 
+    /// Leaves room for this many more.
+    private static func leaveDescriptors(_ room: Int) throws {
+        // One of them is the folder's own.
+        let used = Set(try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").compactMap { Int($0) })
+        var (limit, left) = (0, room)
+        while left > 0 {
+            if !used.contains(limit) { left -= 1 }
+            limit += 1
+        }
+        limitDescriptors(limit)
+    }
+
     /// libdispatch, which `Task.sleep` waits with, opens a timerfd, and aborts where it gets none.
-    private static func pause(milliseconds: UInt32) async throws { try await offTheCooperativePool { _ = usleep(milliseconds * 1_000) } }
+    private static func waitWithoutDescriptors(_ what: String, _ isSo: () async throws -> Bool) async throws {
+        let end = ContinuousClock.now + .seconds(60)
+        while try await !isSo() {
+            guard ContinuousClock.now < end else { throw NeverHappened(description: "never: \(what)") }
+            try await offTheCooperativePool { _ = usleep(5_000) }
+        }
+    }
 
     /// What clients do: one in three ends in good order, one goes away amid the answer, which is a reset, one leaves the end
     /// to the server.
@@ -113,17 +132,17 @@ private func recordingErrors(_ body: () async throws -> Void) async {
             }
             // The peers' descriptors come first, then there is room for 3 of 10 channels.
             var peers = try (0..<10).map { _ in try Peer(unconnectedTo: listener.value.localAddress.port!) }
-            LeakTests.limitDescriptors(try LeakTests.openDescriptors() - 1 + 3)
+            try LeakTests.leaveDescriptors(3)
             for peer in peers { try peer.connect() }
-            while try await !reactor.run({ listener.value.isPaused }) { try await LeakTests.pause(milliseconds: 1) }
+            try await LeakTests.waitWithoutDescriptors("it rests") { try await reactor.run { listener.value.isPaused } }
             let turns = try await reactor.run { hook.value.turns }
-            try await LeakTests.pause(milliseconds: 200)
+            try await offTheCooperativePool { _ = usleep(200_000) }
             // A rest of 20 ms, ten times; without rests there would be thousands of turns.
             #expect(try await reactor.run { hook.value.turns } - turns < 100)
             #expect(try await reactor.run { listener.value.accepted } < 10)
             // Those that leave make room.
             peers.removeFirst(5)
-            while try await reactor.run({ listener.value.accepted }) < 10 { try await LeakTests.pause(milliseconds: 1) }
+            try await LeakTests.waitWithoutDescriptors("all were accepted") { try await reactor.run { listener.value.accepted } == 10 }
             try await reactor.end()
         } }
     }
