@@ -142,7 +142,8 @@ public final class Transfer {
     // MARK: What libcurl does. These run inside its calls: they only note.
 
     func libcurlWrites(_ bytes: UnsafeRawBufferPointer) -> Int {
-        guard received.readableBytes < window, !isReceivingPaused else {
+        // The window may be smaller than what libcurl hands over at once, never exceeded by a second piece.
+        guard received.readableBytes == 0 || received.readableBytes + bytes.count <= window, !isReceivingPaused else {
             hasLibcurlPausedReceiving = true
             // It means "took nothing": the same bytes come again (CURLOPT_WRITEFUNCTION(3)).
             return Int(CURL_WRITEFUNC_PAUSE)

@@ -42,7 +42,8 @@ public final class Reactor: EventLoop, NIOSerialEventLoopExecutor, @unchecked Se
     /// connection owns no buffer at all.
     let readBuffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Reactor.readBufferBytes, alignment: 16)
 
-    static let readBufferBytes = 65_536
+    /// Also what one read may put before a handler that takes no more: part of every connection's memory.
+    static let readBufferBytes = 16_384
     static let eventsPerTurn = 256
     private static let lastRounds = 1_000
     private static let wakeupKey = UInt64.max

@@ -59,18 +59,31 @@ import TestKit
         var ends: [Int32] = [0, 0]
         // Not close-on-exec, as with a library that forgot it.
         try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
-        defer { close(ends[0]) }
+        defer { ends.forEach { close($0) } }
+        var status = stat()
+        try #require(fstat(ends[1], &status) == 0)
         var options = PrivateCluster.Options()
         options.isDurable = false
         let cluster = try await offTheCooperativePool { [options] in try PrivateCluster.temporary(options: options) }
-        close(ends[1])
-        // Programs that other tests run may have it for a moment, too.
-        try await eventually("the connection ends while the server runs") {
-            var byte: UInt8 = 0
-            return recv(ends[0], &byte, 1, Int32(MSG_DONTWAIT)) == 0
+        let server = try #require(cluster.processID)
+        let watchdog = try #require(Self.parent(of: server))
+        for process in [server, watchdog] {
+            let held = try Self.descriptors(of: process)
+            #expect(!held.isEmpty && !held.contains("socket:[\(status.st_ino)]"))
         }
-        #expect(cluster.isRunning)
         try await offTheCooperativePool { try cluster.stop() }
+    }
+
+    private static func parent(of process: Int32) -> Int32? {
+        let lines = (try? String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8))?.split(separator: "\n") ?? []
+        return lines.first { $0.hasPrefix("PPid:") }.flatMap { Int32($0.dropFirst(5).trimmingCharacters(in: .whitespaces)) }
+    }
+
+    /// What the process has open; what it closes meanwhile is left out.
+    private static func descriptors(of process: Int32) throws -> [String] {
+        let folder = "/proc/\(process)/fd"
+        let names = try FileManager.default.contentsOfDirectory(atPath: folder)
+        return names.compactMap { try? FileManager.default.destinationOfSymbolicLink(atPath: "\(folder)/\($0)") }
     }
 
     @Test func aRelativeFolderIsRefused() {

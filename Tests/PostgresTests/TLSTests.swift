@@ -39,7 +39,9 @@ import TestKit
         try await withReactor { reactor in
             let url = "postgres://postgres@\(Self.address)/postgres?sslmode=verify-full&sslrootcert=\(certificate)"
             for role in [PostgresClient.Role.pipeline, .session] {
-                let client = try await PostgresClient.connect(try .init(url: url), role: role, on: reactor)
+                var configuration = try PostgresConfiguration(url: url)
+                configuration.statementDeadline = .minutes(5)
+                let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
                 let usesTLS = try await client.value("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
                 #expect(usesTLS.bool(0) == true)
                 for length in [1, 8_000, 16_300, 16_384, 30_000, 65_536, 5_000_000] as [Int32] {

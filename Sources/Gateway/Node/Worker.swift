@@ -14,7 +14,7 @@ internal import Reactor
 /// `reactor.execute`.
 final class Worker: TurnHook, @unchecked Sendable {
     /// Bytes of a body that wait on either side of the gateway before the other side is held back.
-    static let windowBytes = 32 << 10
+    static let windowBytes = 16 << 10
     /// How long the rest of a request is read and thrown away behind the last answer of a connection.
     static let lingerTime = TimeAmount.seconds(2)
     /// How often deadlines of connections are looked at: one is late by at most this.

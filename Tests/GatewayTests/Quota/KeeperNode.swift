@@ -19,7 +19,7 @@ final class KeeperNode: @unchecked Sendable {
     private let epoch: Int64
 
     /// Opens the spool and begins; the database must have the schema.
-    init(_ database: TestDatabase, spool: String = UUID().uuidString.lowercased()) async throws {
+    init(_ database: TestDatabase, spool: String = UUID().uuidString.lowercased(), limits: LeaseLimits = LeaseLimits()) async throws {
         self.spool = spool
         let opened = try await database.psql(
             """
@@ -31,7 +31,7 @@ final class KeeperNode: @unchecked Sendable {
         let configuration = try PostgresConfiguration(url: database.url)
         client = PostgresClient(configuration, role: .pipeline, on: reactor)
         listener = PostgresClient(configuration, role: .session, on: reactor)
-        keeper = QuotaKeeper(on: reactor)
+        keeper = QuotaKeeper(on: reactor, limits: limits)
         try await onReactor { [self] in
             client.onStateChange = { [weak keeper] state in
                 switch state {

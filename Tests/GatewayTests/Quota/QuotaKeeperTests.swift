@@ -121,7 +121,10 @@ import Testing
 
     @Test func withoutTheStoreLeasedUnitsServeAndThenTheRuleDecides() async throws {
         let database = try await TestDatabase.withQuota(1_000)
-        let node = try await KeeperNode(database)
+        // However slow the machine is: the lease is neither idle nor old before the store goes away.
+        var limits = LeaseLimits()
+        (limits.idleAfter, limits.useFor) = (600_000_000, 600_000_000)
+        let node = try await KeeperNode(database, limits: limits)
         var holds = try await node.admit(1, want()).compactMap(\.hold)
         let admin = try await TestDatabase.create()
         try await admin.psql(
