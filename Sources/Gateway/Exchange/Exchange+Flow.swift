@@ -30,7 +30,10 @@ extension Exchange {
             }
             part.stepKey = key
         }
+        // A settlement that cannot reach the database waits in the spool: its place is kept from the beginning.
+        part.hasPlace = worker.spool.reserve()
         self.flow = part
+        guard part.hasPlace else { return refuse(.init(.logUnavailable)) }
         let environment = entry!.environmentID
         switch role {
         case .start:
@@ -70,7 +73,8 @@ extension Exchange {
     private func entered(_ reason: ExchangeMachine.Reason?) {
         guard machine.phase == .admitting else {
             // The client went away while the store was asked.
-            return settleFlow(status: nil, wish: nil) { _ in }
+            settleFlow(status: nil, wish: nil) {}
+            return releaseFlowPlace()
         }
         if let reason { return refuse(reason) }
         // Every hop of a flow carries the flow's start point, whatever the client sent.
@@ -93,25 +97,39 @@ extension Exchange {
 
     /// Says what became of the flow. `done` runs once it is in the database or in the spool; at once where there is nothing to
     /// say.
-    func settleFlow(status: UInt16?, wish: FlowWish?, _ done: @escaping (FlowSettled?) -> Void) {
-        guard let settlement = settlement(status: status, wish: wish) else { return done(nil) }
+    func settleFlow(status: UInt16?, wish: FlowWish?, _ done: @escaping () -> Void) {
+        guard let settlement = settlement(status: status, wish: wish) else { return done() }
         flow?.isSettled = true
+        flow?.isSettling = true
         worker.flows.settle(settlement) { [self] settled in
             // It must be in the spool before the client is answered.
-            if case .pending(let late) = settled { worker.spool.append(late, reserved: false) }
+            if case .pending(let late) = settled {
+                worker.spool.append(late, reserved: flow?.hasPlace == true)
+                flow?.hasPlace = false
+            }
             flow?.state = settled.stateText
-            done(settled)
+            flow?.isSettling = false
+            if isEnded { releaseFlowPlace() }
+            done()
         }
+    }
+
+    /// The place that was kept for a settlement, unless one is still on its way.
+    func releaseFlowPlace() {
+        guard let flow, flow.hasPlace, !flow.isSettling else { return }
+        worker.spool.cancelReservation()
+        self.flow?.hasPlace = false
     }
 
     /// The upstream's head waits for the flow.
     func settleBeforeAnswering(_ head: TransferHead, wish: FlowWish?) {
         transfer?.pauseReceiving()
-        settleFlow(status: UInt16(head.status), wish: wish) { [self] _ in
-            // The client may have gone, or the upstream died, meanwhile.
+        settleFlow(status: UInt16(head.status), wish: wish) { [self] in
+            // The client may have gone meanwhile.
             guard machine.phase == .settling else { return }
             machine.flowSettled()
             passHead(head)
+            if let lateFailure { return refuse(lateFailure) }
             transfer?.resumeReceiving()
         }
     }

@@ -30,6 +30,8 @@ final class Exchange {
     var flow: FlowPart?
     /// Of the row whose quota a flow's start asked for.
     var quotaView: QuotaView?
+    /// Came up while the answer waited for the flow.
+    var lateFailure: ExchangeMachine.Reason?
 
     // The request's body.
     var waitingBody: [ByteBuffer] = []
@@ -171,8 +173,13 @@ final class Exchange {
     func refuse(_ reason: ExchangeMachine.Reason) {
         guard !isEnded else { return }
         collectAttempts()
+        if machine.phase == .settling {
+            // What became of the flow is known in a moment: its answer begins with that, and is cut then.
+            lateFailure = reason
+            return
+        }
         guard settlement(status: nil, wish: nil) != nil, machine.phase == .forwarding else { return refuseNow(reason) }
-        settleFlow(status: nil, wish: nil) { [self] _ in refuseNow(reason) }
+        settleFlow(status: nil, wish: nil) { [self] in refuseNow(reason) }
     }
 
     private func refuseNow(_ reason: ExchangeMachine.Reason) {
@@ -186,7 +193,7 @@ final class Exchange {
     func clientGone() {
         guard !isEnded else { return }
         collectAttempts()
-        if machine.phase == .forwarding { settleFlow(status: nil, wish: nil) { _ in } }
+        if machine.phase == .forwarding { settleFlow(status: nil, wish: nil) {} }
         conclude(machine.clientGone(attempts: attempts))
     }
 
@@ -203,7 +210,7 @@ final class Exchange {
             machine.grant.flatMap { $0.limited ? worker.quota.view(environment: entry.environmentID, service: $0.serviceID) : nil }
         }
         return AnswerHead.Own(
-            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive, isHTTP11: head.isHTTP11, flow: flow?.fields)
+            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive || worker.isDraining, isHTTP11: head.isHTTP11, flow: flow?.fields)
     }
 
     func collectAttempts() {
@@ -220,6 +227,7 @@ final class Exchange {
         let isLogged = worker.log(record(ending, charged), hasPlace: hasPlace)
         // An answer whose hop is lost must not look complete, unless the route would rather serve than count.
         let isUnaccounted = !isLogged && attempts > 0 && plan?.route.settings.outage == .deny
+        releaseFlowPlace()
         waitingBody.removeAll()
         let connection = connection
         self.connection = nil

@@ -13,6 +13,9 @@ struct FlowPart {
     var state: String?
     /// What became of the flow was said, or is being said.
     var isSettled = false
+    var isSettling = false
+    /// Place in the spool is kept for a settlement.
+    var hasPlace = false
 
     init(_ flow: Flow, _ role: FlowRole) { (self.flow, self.role) = (flow, role) }
 

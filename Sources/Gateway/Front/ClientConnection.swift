@@ -111,9 +111,10 @@ final class ClientConnection: ChannelInboundHandler {
         return now >= before.since + worker.bodyIdle
     }
 
-    /// No further request is taken; an idle connection ends at once.
-    func drain() {
-        if phase == .idle { close() } else { isLast = true }
+    /// The request under way, or one whose bytes are in the kernel already, is the last; an idle connection ends after `patience`.
+    func drain(_ patience: TimeAmount) {
+        isLast = true
+        if phase == .idle { deadline = worker.reactor.turnNow + patience }
     }
 
     /// The drain is over: what is in flight is refused or cut.

@@ -146,7 +146,8 @@ final class Worker: TurnHook, @unchecked Sendable {
 
     func opened(_ connection: ClientConnection) {
         connections[ObjectIdentifier(connection)] = connection
-        if isDraining { connection.drain() }
+        // Accepted at the last moment: it came in time.
+        if isDraining { connection.drain(Self.lingerTime) }
     }
 
     func closed(_ connection: ClientConnection) {
@@ -210,9 +211,9 @@ final class Worker: TurnHook, @unchecked Sendable {
     func drain(_ done: @escaping () -> Void) {
         isDraining = true
         whenEmpty = done
+        for connection in connections.values { connection.drain(.zero) }
         for listener in listeners { listener.stopAccepting() }
         listeners.removeAll()
-        for connection in Array(connections.values) { connection.drain() }
         if connections.isEmpty { tellEmpty() }
     }
 

@@ -139,6 +139,60 @@ import Testing
         #expect(ending.cutsAnswer && ending.charge == 0 && ending.status == .clientError)
     }
 
+    // MARK: Flows
+
+    /// A machine whose hop the flow let pass.
+    private func hop(_ role: FlowRole = .finish(flow: "f")) -> ExchangeMachine {
+        var machine = ExchangeMachine(charge: .onSuccess)
+        let step = machine.keyResolved(entry(), route: route { $0.flow = role }, now: 0)
+        #expect(step == .enterFlow(role, QuotaRow(environmentID: 7, serviceID: 9)))
+        machine.flowEntered()
+        return machine
+    }
+
+    @Test func aHopOfAFlowHoldsAndCostsNothingByItself() {
+        var machine = hop(.step(flow: "f", index: 0))
+        #expect(machine.hold == nil)
+        machine.upstreamAnswered(status: 200)
+        #expect(machine.upstreamCompleted().charge == 0)
+    }
+
+    @Test func theAnswerWaitsForTheFlow() {
+        var machine = hop()
+        machine.upstreamAnswered(status: 200, settles: true)
+        #expect(machine.phase == .settling)
+        machine.flowSettled()
+        #expect(machine.phase == .streaming && machine.upstreamCompleted().statusCode == 200)
+    }
+
+    @Test func aClientThatGoesBeforeTheFlowIsSettledWasNotAnswered() {
+        var machine = hop()
+        machine.upstreamAnswered(status: 200, settles: true)
+        let ending = machine.clientGone(attempts: 1)
+        #expect(ending.status == .clientAborted && ending.statusCode == nil && ending.charge == 0)
+    }
+
+    @Test func whatAFlowRefusesHasACodeOfItsOwn() {
+        let starts: [(FlowStartAnswer, Refusal)] = [
+            (.usedUp(retryAfter: 9, QuotaView(limit: 1, remaining: 0, resetSeconds: 9)), .quotaExceeded),
+            (.held(retryAfter: 2, QuotaView(limit: 1, remaining: 0, resetSeconds: 9)), .quotaHeld), (.limitReached(retryAfter: 3), .flowLimit),
+            (.notAssigned, .serviceNotAssigned), (.unavailable(retryAfter: 2), .quotaUnavailable),
+        ]
+        for (answer, refusal) in starts { #expect(ExchangeMachine.Reason(answer)?.refusal == refusal) }
+        let hops: [(FlowHopAnswer, Refusal, String?)] = [
+            (.finishing, .flowFinishing, nil), (.ended(.committed(units: 1)), .flowClosed, "committed"), (.ended(.rolledBack), .flowClosed, "rolled_back"),
+            (.ended(.expired(charged: 0)), .flowClosed, "expired"), (.unknown, .flowNotFound, nil),
+            (.refused(.hops), .flowStepRefused, "the flow has had all its hops"), (.unavailable(retryAfter: 2), .quotaUnavailable, nil),
+        ]
+        for (answer, refusal, detail) in hops {
+            let reason = ExchangeMachine.Reason(answer)
+            #expect(reason?.refusal == refusal && reason?.detail == detail)
+        }
+        #expect(ExchangeMachine.Reason(FlowSettled.finishing)?.refusal == .flowFinishing)
+        #expect(ExchangeMachine.Reason(FlowSettled.unknown)?.refusal == .flowNotFound)
+        #expect(ExchangeMachine.Reason(FlowSettled.ended(.rolledBack)) == nil)
+    }
+
     @Test func withoutAVersionTheBestAssignedServiceServes() {
         func entry(_ grants: [(Int64, String, ServiceStatus)]) -> KeyEntry {
             KeyEntry(
