@@ -16,7 +16,8 @@ struct ShipmentCutter {
         encoder = CopyRowEncoder(node: node, spool: spool)
     }
 
-    /// - Parameter withRows: false: the hops are settled without their rows, because the database takes none of them.
+    /// - Parameter withRows: false: the hops are settled without their rows, and settlements of flows left out, because the
+    ///   database takes none of them.
     /// - Returns: the shipment, and the frames that are nothing this version knows.
     func cut(
         _ piece: SpoolReader.Piece, epoch: Int64, withRows: Bool
@@ -31,7 +32,11 @@ struct ShipmentCutter {
             for range in piece.frames {
                 let frame = UnsafeRawBufferPointer(rebasing: bytes[range])
                 guard let hop = HopFrame(frame) else {
-                    if let settlement = FlowSettlement(frame) { settlements.append(settlement) } else { strange.append(range) }
+                    if let settlement = FlowSettlement(frame) {
+                        if withRows { settlements.append(settlement) }
+                    } else {
+                        strange.append(range)
+                    }
                     continue
                 }
                 if withRows {

@@ -11,8 +11,10 @@ final class ShippedSpool {
         case open(epoch: Int64)
         /// An earlier process's spool, all of it shipped; its leases are to be returned.
         case returning(epoch: Int64)
-        /// Nothing is left to do, or to be done by us.
-        case finished
+        /// Nothing is left to do. What an earlier process left is kept for a while yet, under this epoch.
+        case finished(epoch: Int64)
+        /// Nothing is left to be done by us.
+        case abandoned
     }
 
     let id: UUIDBits
@@ -28,6 +30,10 @@ final class ShippedSpool {
 
     var state = State.closed
     var mark: Int64 = 0
+    /// The connection is a new one, and what was committed over an earlier one may be lost: the mark is to be read.
+    var mustReread = false
+    /// Operators know that all of it is shipped, and when it is removed is settled.
+    var isAnnounced = false
     /// The batch at the mark was refused so often.
     var refusals = 0
     /// Frames of the next batch at most, while the one that is refused is being found.
@@ -62,7 +68,16 @@ final class ShippedSpool {
     func reject(_ bytes: some Collection<UInt8>) {
         guard let file = try? FileDescriptor(directory.rejectedPath, flags: O_RDWR | O_CREAT) else { return }
         let end = file.size
+        guard end < SpoolDirectory.rejectedMax else { return }
         Array(bytes).withUnsafeBytes { try? file.write($0, at: end) }
+    }
+
+    /// The mark is where the database says.
+    func move(to mark: Int64) {
+        self.mark = mark
+        progress?.shipped(to: mark, frames: 0)
+        // Moved back: these are to be shipped, and then kept, once more.
+        for (start, next) in zip(reader.segments, reader.segments.dropFirst()) where next > mark { shippedAt[start] = nil }
     }
 
     /// Removes what was shipped long enough ago, and sooner what exceeds the bound.
@@ -80,8 +95,6 @@ final class ShippedSpool {
         }
     }
 
-    /// Removes the whole spool of an earlier process; rejected frames keep it for people to look at.
-    func removeAll() {
-        if access(directory.rejectedPath, F_OK) != 0 { Directory.removeAll(path) }
-    }
+    /// Removes the spool of an earlier process.
+    func removeAll() { directory.remove() }
 }

@@ -50,18 +50,18 @@ public final class Shipper: @unchecked Sendable {
         public var moved: Int64 = 0
     }
 
-    public private(set) var counters = Counters()
+    public internal(set) var counters = Counters()
     public var onEvent: ((Event) -> Void)?
     /// A worker's spool was opened in the database under this epoch; its leases may be taken. Again after a failover that
     /// forgot the spool.
     public var onOpened: ((UUIDBits, Int64) -> Void)?
 
     let reactor: Reactor
-    private let settings: Settings
-    private let target: any ShipTarget
+    let settings: Settings
+    let target: any ShipTarget
     private var spools: [ShippedSpool] = []
     private var next = 0
-    private var isBusy = false
+    var isBusy = false
     private var isStopped = false
     private var timers: [UUIDBits: Reactor.Timer] = [:]
     private var housekeepingTimer: Reactor.Timer?
@@ -109,7 +109,15 @@ public final class Shipper: @unchecked Sendable {
 
     /// The client became ready.
     public func storeReady() {
-        for spool in spools { spool.retryAt = nil }
+        for spool in spools {
+            spool.retryAt = nil
+            // Another server may have taken over, without the last commits of the one before.
+            switch spool.state {
+            case .open, .returning: spool.mustReread = true
+            case .finished(let epoch): (spool.state, spool.mustReread) = (.open(epoch: epoch), true)
+            case .closed, .abandoned: break
+            }
+        }
         scheduleHousekeeping()
         advance()
     }
@@ -143,14 +151,18 @@ public final class Shipper: @unchecked Sendable {
                 return
             }
         }
-        if let drained, spools.allSatisfy({ $0.state == .finished || isShipped($0) }) {
+        if let drained, spools.allSatisfy(isShipped) {
             self.drained = nil
             drained()
         }
     }
 
     private func isShipped(_ spool: ShippedSpool) -> Bool {
-        if case .open = spool.state { spool.mark >= spool.end } else { false }
+        switch spool.state {
+        case .open: spool.mark >= spool.end
+        case .finished, .abandoned: true
+        case .closed, .returning: false
+        }
     }
 
     /// - Returns: whether a question to the database is under way.
@@ -161,6 +173,7 @@ public final class Shipper: @unchecked Sendable {
         }
         switch spool.state {
         case .closed: open(spool)
+        case .open(let epoch) where spool.mustReread, .returning(let epoch) where spool.mustReread: reread(spool, epoch)
         case .open(let epoch):
             if spool.mark < spool.end {
                 guard spool.refusals > 0 || drained != nil || isDue(spool) else { return false }
@@ -172,25 +185,25 @@ public final class Shipper: @unchecked Sendable {
                 sleep(spool)
             }
         case .returning(let epoch): returnLeases(spool, epoch)
-        case .finished: break
+        case .finished, .abandoned: break
         }
         return isBusy
     }
 
     /// The answer to what is under way.
-    private func finished() {
+    func finished() {
         isBusy = false
         advance()
     }
 
-    private func failed(_ spool: ShippedSpool, _ error: PostgresError) {
+    func failed(_ spool: ShippedSpool, _ error: PostgresError) {
         counters.retries += 1
         if !error.isRetryable, !error.isConnectionLoss { onEvent?(.failed(spool.id, "\(error)")) }
         pause(spool)
         finished()
     }
 
-    private func pause(_ spool: ShippedSpool) {
+    func pause(_ spool: ShippedSpool) {
         spool.retryAt = reactor.now + settings.retry
         startTimer(spool, in: settings.retry)
     }
@@ -230,149 +243,13 @@ public final class Shipper: @unchecked Sendable {
         }
     }
 
-    // MARK: - Questions to the database
-
-    private func open(_ spool: ShippedSpool) {
-        isBusy = true
-        target.open(spool.id, node: spool.node) { [self] result in
-            switch result {
-            case .failure(let error): failed(spool, error)
-            case .success(let mark):
-                spool.state = .open(epoch: mark.epoch)
-                moved(spool, to: mark.shippedTo)
-                if spool.progress != nil { onOpened?(spool.id, mark.epoch) }
-                finished()
-            }
-        }
-    }
-
-    /// The mark is where the database says.
-    private func moved(_ spool: ShippedSpool, to mark: Int64) {
-        let before = spool.mark
-        spool.mark = mark
-        if mark > before { spool.progress?.shipped(to: mark, frames: 0) }
-        if mark > spool.end {
-            onEvent?(.rolledBack(spool.id, mark: mark, end: spool.end))
-            spool.state = .finished
-        }
-    }
-
-    private func ship(_ spool: ShippedSpool, _ epoch: Int64) {
-        isBusy = true
-        spool.dueAt = nil
-        do throws(FileError) {
-            let framesMax = min(spool.framesMax ?? .max, settings.batchFrames)
-            var piece = try spool.reader.read(
-                from: spool.mark, to: spool.end, bytesMax: settings.batchBytes, framesMax: framesMax)
-            if piece.end == spool.mark { piece = skipped(spool) }
-            // A single frame that was refused twice is settled without its row.
-            let isRejected = spool.refusals >= 2 && piece.frames.count == 1
-            let (shipment, strange) = spool.cutter.cut(piece, epoch: epoch, withRows: !isRejected)
-            target.ship(shipment) { [self] result in
-                switch result {
-                case .success(.shipped(let overrun, let moved)):
-                    counters.overrun += overrun
-                    counters.moved += moved
-                    shipped(spool, piece, rejected: isRejected ? piece.frames : strange)
-                case .success(.elsewhere): reread(spool, epoch)
-                case .failure(let error): refused(spool, piece, error)
-                }
-            }
-        } catch {
-            onEvent?(.failed(spool.id, "\(error)"))
-            pause(spool)
-            isBusy = false
-        }
-    }
-
-    /// Nothing readable lies at the mark: on to what can be read, or to the end.
-    private func skipped(_ spool: ShippedSpool) -> SpoolReader.Piece {
-        spool.reader.refresh()
-        var piece = SpoolReader.Piece()
-        piece.start = spool.mark
-        piece.end = spool.reader.segments.first { $0 > spool.mark } ?? spool.end
-        piece.damaged = piece.end - piece.start
-        return piece
-    }
-
-    private func shipped(_ spool: ShippedSpool, _ piece: SpoolReader.Piece, rejected: [Range<Int>]) {
-        counters.batches += 1
-        counters.frames += piece.frames.count
-        for range in rejected { spool.reject(piece.bytes[range]) }
-        if !rejected.isEmpty {
-            counters.rejected += rejected.count
-            onEvent?(.rejected(spool.id, frames: rejected.count))
-        }
-        if piece.damaged > 0 {
-            counters.damagedBytes += piece.damaged
-            onEvent?(.damaged(spool.id, bytes: piece.damaged))
-        }
-        spool.mark = piece.end
-        spool.progress?.shipped(to: piece.end, frames: Int64(piece.frames.count))
-        if let framesMax = spool.framesMax {
-            // Past the bad frame batches grow again; while it lies ahead it is met again and halved down to.
-            let doubled = framesMax * 2
-            (spool.framesMax, spool.refusals) = (doubled >= settings.batchFrames ? nil : doubled, 0)
-        } else {
-            spool.refusals = 0
-        }
-        finished()
-    }
-
-    private func refused(_ spool: ShippedSpool, _ piece: SpoolReader.Piece, _ error: PostgresError) {
-        guard !error.isRetryable, !error.isConnectionLoss, error.isRefusal else { return failed(spool, error) }
-        onEvent?(.failed(spool.id, "\(error)"))
-        spool.refusals += 1
-        if spool.refusals >= 2, piece.frames.count > 1 {
-            // A half is not tried twice.
-            (spool.framesMax, spool.refusals) = (piece.frames.count / 2, 1)
-        } else if spool.refusals > 2 {
-            // Refused without a row, too: not the frame's fault.
-            pause(spool)
-        }
-        finished()
-    }
-
-    private func reread(_ spool: ShippedSpool, _ epoch: Int64) {
-        target.mark(of: spool.id) { [self] result in
-            switch result {
-            case .failure(let error): return failed(spool, error)
-            case .success(nil): (spool.state, spool.mark) = (.closed, 0)
-            case .success(let mark?) where mark.epoch != epoch:
-                onEvent?(.fenced(spool.id))
-                spool.state = .finished
-            case .success(let mark?):
-                // Still where we cut: whatever moved it back, ask again a little later.
-                if mark.shippedTo == spool.mark { pause(spool) }
-                moved(spool, to: mark.shippedTo)
-            }
-            finished()
-        }
-    }
-
-    private func returnLeases(_ spool: ShippedSpool, _ epoch: Int64) {
-        isBusy = true
-        target.returnLeases(of: spool.id, epoch: epoch) { [self] result in
-            switch result {
-            case .failure(let error) where error.sqlState?.code == "PN004":
-                onEvent?(.fenced(spool.id))
-                spool.state = .finished
-                finished()
-            case .failure(let error): failed(spool, error)
-            case .success:
-                onEvent?(.adopted(spool.id))
-                spool.state = .finished
-                startRemoval(of: spool)
-                finished()
-            }
-        }
-    }
-
     // MARK: - Housekeeping
 
-    private func startRemoval(of spool: ShippedSpool) {
+    func startRemoval(of spool: ShippedSpool) {
         _ = reactor.startTimer(in: settings.keep) { [weak self] in
             guard let self, !isStopped else { return }
+            // Being shipped once more: it stays as long again.
+            guard case .finished = spool.state else { return startRemoval(of: spool) }
             spool.removeAll()
             spools.removeAll { $0 === spool }
             next = 0
@@ -392,9 +269,4 @@ public final class Shipper: @unchecked Sendable {
             scheduleHousekeeping()
         }
     }
-}
-
-extension PostgresError {
-    /// The server said no, rather than nothing.
-    fileprivate var isRefusal: Bool { if case .server = kind { true } else { false } }
 }

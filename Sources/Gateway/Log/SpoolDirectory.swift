@@ -77,7 +77,10 @@ struct SpoolDirectory: Sendable {
     }
 
     func aheadPath(_ number: Int) -> String { "\(path)/ahead-\(number)" }
-    var rejectedPath: String { "\(path)/rejected" }
+    var rejectedPath: String { "\(path)/\(Self.rejectedName)" }
+    private static let rejectedName = "rejected"
+    /// Bytes of it; what is rejected beyond is counted only.
+    static let rejectedMax: Int64 = 16 << 20
 
     /// Where the segments begin, in order.
     func segmentStarts() throws(FileError) -> [Int64] {
@@ -90,5 +93,11 @@ struct SpoolDirectory: Sendable {
     /// Space allocated ahead is of no use to a spool that nobody writes.
     func removeSpaceAhead() {
         for name in (try? Directory.names(path)) ?? [] where name.hasPrefix("ahead-") { Directory.remove("\(path)/\(name)") }
+    }
+
+    /// Removes the spool; only frames that were rejected stay, for people to look at.
+    func remove() {
+        for name in (try? Directory.names(path)) ?? [] where name != Self.rejectedName { Directory.remove("\(path)/\(name)") }
+        Directory.removeEmpty(path)
     }
 }

@@ -102,11 +102,8 @@ enum Directory {
 
     static func remove(_ path: String) { unlink(path) }
 
-    /// Removes a directory and the files in it; it has no directories in it.
-    static func removeAll(_ path: String) {
-        for name in (try? names(path)) ?? [] { unlink("\(path)/\(name)") }
-        rmdir(path)
-    }
+    /// Nothing happens where something is in it.
+    static func removeEmpty(_ path: String) { rmdir(path) }
 
     /// What was created or renamed in it survives the death of the host.
     static func sync(_ path: String) throws(FileError) {

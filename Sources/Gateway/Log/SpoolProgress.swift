@@ -11,7 +11,7 @@ public final class SpoolProgress: Sendable {
     private let frames = Atomic<Int64>(0)
     private let shippedEnd = Atomic<Int64>(0)
     private let shippedFrames = Atomic<Int64>(0)
-    private let lostRecords = Atomic<Int64>(0)
+    private let lostCount = Atomic<Int64>(0)
     private let writeFailures = Atomic<Int64>(0)
     private let awaited = Atomic<UInt8>(Await.nothing.rawValue)
     private let wake = Mutex<(@Sendable () -> Void)?>(nil)
@@ -34,10 +34,13 @@ public final class SpoolProgress: Sendable {
     public var writtenTo: Int64 { end.load(ordering: .acquiring) }
     /// Offset up to which the database has the frames, as far as known.
     public var shippedTo: Int64 { shippedEnd.load(ordering: .acquiring) }
-    public var pendingFrames: Int64 { frames.load(ordering: .relaxed) - shippedFrames.load(ordering: .relaxed) }
+    /// Frames between the two, as far as known: exact whenever the shipper has caught up.
+    public var pendingFrames: Int64 {
+        max(frames.load(ordering: .relaxed) - shippedFrames.load(ordering: .relaxed), 0)
+    }
     public var pendingBytes: Int64 { writtenTo - shippedTo }
     /// Records that found no place, and writes that the disk refused.
-    public var lost: Int64 { lostRecords.load(ordering: .relaxed) }
+    public var lost: Int64 { lostCount.load(ordering: .relaxed) }
     public var failures: Int64 { writeFailures.load(ordering: .relaxed) }
 
     // MARK: The worker
@@ -52,7 +55,7 @@ public final class SpoolProgress: Sendable {
         if won { wake.withLock { $0 }?() }
     }
 
-    func lostRecord() { lostRecords.add(1, ordering: .relaxed) }
+    func lostRecords(_ count: Int64) { lostCount.add(count, ordering: .relaxed) }
     func failedToWrite() { writeFailures.add(1, ordering: .relaxed) }
 
     // MARK: The shipper
@@ -66,7 +69,9 @@ public final class SpoolProgress: Sendable {
     /// - Returns: false where what is awaited is there already; then nobody wakes.
     func await(_ what: Await) -> Bool {
         awaited.store(what.rawValue, ordering: .sequentiallyConsistent)
-        guard what == .anything ? pendingBytes > 0 : isBatchFull else { return true }
+        // In one order with both stores, or the worker and we could miss each other.
+        let pending = end.load(ordering: .sequentiallyConsistent) - shippedTo
+        guard what == .anything ? pending > 0 : pending >= Self.batchBytes || isBatchFull else { return true }
         awaited.store(Await.nothing.rawValue, ordering: .sequentiallyConsistent)
         return false
     }
@@ -74,5 +79,7 @@ public final class SpoolProgress: Sendable {
     func shipped(to offset: Int64, frames count: Int64) {
         shippedFrames.add(count, ordering: .relaxed)
         shippedEnd.store(offset, ordering: .releasing)
+        // Nobody counted the frames of a batch whose answer was lost, and those shipped twice were counted twice.
+        if offset >= writtenTo { shippedFrames.store(frames.load(ordering: .relaxed), ordering: .relaxed) }
     }
 }

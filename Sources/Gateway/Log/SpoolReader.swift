@@ -29,18 +29,24 @@ final class SpoolReader {
 
     /// Finds the end of the last segment, which a torn write may have left ragged, and cuts off what is no frame.
     ///
-    /// - Returns: the offset after the last whole frame.
+    /// A process that dies in mid-write leaves the beginning of one frame, and nothing behind it. If more lies there it is
+    /// damage: it stays, to be passed over and counted like damage anywhere else.
+    ///
+    /// - Returns: the offset after the last thing that was written.
     func recover() throws(FileError) -> Int64 {
         guard let start = starts.last else { return 0 }
-        var offset = start
+        var end = start
         while true {
-            let piece = try read(from: offset, to: .max, bytesMax: 1 << 20, framesMax: .max)
-            guard piece.end > offset else { break }
-            offset = piece.end
+            let piece = try read(from: end, to: .max, bytesMax: 1 << 20, framesMax: .max)
+            guard piece.end > end else { break }
+            end = piece.end
         }
         let file = try FileDescriptor(directory.segmentPath(start), flags: O_RDWR)
-        if file.size > offset - start { try file.truncate(to: offset - start) }
-        return offset
+        let rest = try Self.bytes(of: file, at: end - start, count: Int(max(file.size - (end - start), 0)))
+        let used = (rest.lastIndex { $0 != 0 } ?? -1) + 1
+        if used > Frame.maximumLength { end += Int64(used) }
+        if file.size > end - start { try file.truncate(to: end - start) }
+        return end
     }
 
     /// Frames from an offset on, at most up to the end of its segment.

@@ -63,12 +63,17 @@ public final class SpoolWriter: TurnHook {
     private var position: Int64 = 0
     private var segment: FileDescriptor
     private var segmentStart: Int64 = 0
+    /// The buffer is to begin the next segment.
+    private var beginsSegment = false
     private var ahead: [FileDescriptor] = []
     private var aheadCount = 0
     private var reserved = 0
+    /// When what the disk refused is tried again: a write, and space ahead.
     private var retryAt: NIODeadline?
+    private var allocateAt: NIODeadline?
 
     static let bufferBytes = 256 << 10
+    static let retryInterval = TimeAmount.milliseconds(100)
 
     /// Makes a new spool and hooks it into the reactor's turns. Throws `FileError`.
     public init(_ settings: SpoolSettings, on reactor: Reactor) throws {
@@ -78,11 +83,12 @@ public final class SpoolWriter: TurnHook {
         progress = SpoolProgress(id: directory.id, path: directory.path, node: directory.node)
         segment = try FileDescriptor(directory.segmentPath(0), flags: O_RDWR | O_CREAT | O_EXCL)
         try segment.allocate(settings.segmentBytes)
+        if settings.sync == .always { try Directory.sync(directory.path) }
         self.settings = settings
         self.reactor = reactor
         compressor = RefusalCompressor(rowsPerSecond: settings.refusalsPerSecond)
         buffer = .allocate(byteCount: Self.bufferBytes, alignment: 16)
-        syncer = settings.sync == .interval ? SpoolSyncer() : nil
+        syncer = settings.sync == .interval ? SpoolSyncer(directory.path, progress) : nil
         syncer?.watch(segment.path)
         reactor.addTurnHook(.persist, self)
     }
@@ -117,25 +123,34 @@ public final class SpoolWriter: TurnHook {
     /// Bytes allocated for frames to come; every segment may waste the length of a frame at its end.
     private func allocated(_ used: Int64) -> Int64 {
         let waste = Int64(Frame.maximumLength)
-        return max(segmentStart + settings.segmentBytes - used - waste, 0) + Int64(ahead.count) * (settings.segmentBytes - waste)
+        let left = beginsSegment ? -Int64(buffered) : max(segmentStart + settings.segmentBytes - used - waste, 0)
+        return left + Int64(ahead.count) * (settings.segmentBytes - waste)
     }
 
     private func allocateAhead() -> Bool {
+        // A disk without room is not asked by every request.
+        if let allocateAt, reactor.turnNow < allocateAt { return false }
         do throws(FileError) {
-            let file = try FileDescriptor(directory.aheadPath(aheadCount), flags: O_RDWR | O_CREAT | O_TRUNC)
-            aheadCount += 1
-            do throws(FileError) {
-                try file.allocate(settings.segmentBytes)
-            } catch {
-                Directory.remove(file.path)
-                throw error
-            }
-            ahead.append(file)
+            ahead.append(try allocate())
+            allocateAt = nil
             return true
         } catch {
             progress.failedToWrite()
+            allocateAt = reactor.turnNow + Self.retryInterval
             return false
         }
+    }
+
+    private func allocate() throws(FileError) -> FileDescriptor {
+        let file = try FileDescriptor(directory.aheadPath(aheadCount), flags: O_RDWR | O_CREAT | O_TRUNC)
+        aheadCount += 1
+        do throws(FileError) {
+            try file.allocate(settings.segmentBytes)
+        } catch {
+            Directory.remove(file.path)
+            throw error
+        }
+        return file
     }
 
     // MARK: - Records
@@ -146,7 +161,8 @@ public final class SpoolWriter: TurnHook {
     /// ``RefusalCompressor``.
     ///
     /// - Parameter reserved: whether `reserve` kept place for it. Without, it may find none.
-    /// - Returns: false where the record was lost for want of place, and counted.
+    /// - Returns: false where the record was lost and counted: it found no place, or the disk refuses writes for so long that
+    ///   no more can be kept. The answer of a request that was forwarded must not be completed then.
     @discardableResult
     public func append(_ record: HopRecord, reserved isReserved: Bool = true) -> Bool {
         if let reason = record.refusal, record.attempts == 0, record.units == 0 {
@@ -161,67 +177,81 @@ public final class SpoolWriter: TurnHook {
         if isReserved {
             cancelReservation()
         } else if !hasPlace(for: reserved + 1) {
-            progress.lostRecord()
+            progress.lostRecords(1)
             return false
         }
-        write(record)
-        return true
+        return write(record)
     }
 
     /// Takes the settlement of a flow that could not reach the database; it is on its way to the disk before the flush
     /// phase of this turn.
     ///
     /// - Parameter reserved: whether `reserve` kept place for it.
-    /// - Returns: false where it was lost for want of place, and counted.
+    /// - Returns: false where it was lost and counted, as a record is.
     @discardableResult
     public func append(_ settlement: FlowSettlement, reserved isReserved: Bool) -> Bool {
         if isReserved {
             cancelReservation()
         } else if !hasPlace(for: reserved + 1) {
-            progress.lostRecord()
+            progress.lostRecords(1)
             return false
         }
-        write { settlement.encode(into: $0, at: $1) }
-        return true
+        return write(orLose: 1) { settlement.encode(into: $0, at: $1) }
     }
 
+    /// Whether every record taken so far is with the kernel; with `sync: always`, on the disk.
+    ///
+    /// To be asked in the flush phase before answers go. While it is false, the answers of all records taken since it was last
+    /// true wait: the disk refused the write, which is repeated in the persist phase of turns that come by themselves, and
+    /// the flush phase of the turn that succeeds finds this true.
     public var isWritten: Bool { buffered == 0 }
 
     private var now: Int64 { Int64(reactor.turnNow.uptimeNanoseconds / 1_000) }
 
     private func flushGroups(all: Bool) {
         for record in compressor.takeDue(now: now, all: all) {
-            if hasPlace(for: reserved + 1) { write(record) } else { progress.lostRecord() }
+            if hasPlace(for: reserved + 1) { write(record) } else { progress.lostRecords(Int64(record.repeats)) }
         }
     }
 
-    private func write(_ record: HopRecord) { write { record.encode(into: $0, at: $1) } }
+    @discardableResult
+    private func write(_ record: HopRecord) -> Bool {
+        write(orLose: Int64(record.repeats)) { record.encode(into: $0, at: $1) }
+    }
 
-    private func write(_ encode: (UnsafeMutableRawBufferPointer, Int64) -> Int) {
+    /// - Parameter count: of records that are lost where it is.
+    private func write(orLose count: Int64, _ encode: (UnsafeMutableRawBufferPointer, Int64) -> Int) -> Bool {
         if buffered + Frame.maximumLength > buffer.count { flush() }
         guard buffered + Frame.maximumLength <= buffer.count else {
             // The disk refuses writes and the buffer is full of what it refused.
-            return progress.lostRecord()
+            progress.lostRecords(count)
+            return false
         }
         let offset = position + Int64(buffered)
         let room = UnsafeMutableRawBufferPointer(rebasing: buffer[buffered...])
         let length = encode(room, offset)
-        if offset + Int64(length) > segmentStart + settings.segmentBytes {
+        let end = (beginsSegment ? position : segmentStart) + settings.segmentBytes
+        if offset + Int64(length) > end {
             flush()
-            guard buffered == 0, rotate() else { return progress.lostRecord() }
+            guard buffered == 0 else {
+                progress.lostRecords(count)
+                return false
+            }
+            beginsSegment = true
             // The frame carries its offset, which is the same in the new segment; its place in the buffer is not.
             _ = encode(buffer, position)
         }
         buffered += length
         bufferedFrames += 1
         reactor.requestTurn()
+        return true
     }
 
     // MARK: - Disk
 
     public func endOfTurn() {
         flushGroups(all: false)
-        flush()
+        if retryAt.map({ reactor.turnNow >= $0 }) ?? true { flush() }
         let left = segmentStart + settings.segmentBytes - position
         if ahead.isEmpty, left < settings.segmentBytes / 4 { _ = allocateAhead() }
     }
@@ -236,6 +266,7 @@ public final class SpoolWriter: TurnHook {
         guard buffered > 0 else { return }
         let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<buffered])
         do throws(FileError) {
+            if beginsSegment { try openSegment() }
             try segment.write(bytes, at: position - segmentStart)
             if settings.sync == .always { try segment.syncData() }
             position += Int64(buffered)
@@ -244,31 +275,31 @@ public final class SpoolWriter: TurnHook {
         } catch {
             // Kept and written again; until then nothing new is admitted.
             progress.failedToWrite()
-            retryAt = reactor.turnNow + .milliseconds(100)
+            retryAt = reactor.turnNow + Self.retryInterval
         }
     }
 
-    private func rotate() -> Bool {
-        if ahead.isEmpty, !allocateAhead() { return false }
-        let file = ahead[0]
+    private func openSegment() throws(FileError) {
+        let file = ahead.isEmpty ? try allocate() : ahead.removeFirst()
         do throws(FileError) {
             // What was allocated and not used goes back; a segment ends where its last frame does.
             try segment.truncate(to: position - segmentStart)
             try Directory.rename(file.path, directory.segmentPath(position))
+            if settings.sync == .always { try Directory.sync(directory.path) }
         } catch {
-            progress.failedToWrite()
-            return false
+            Directory.remove(file.path)
+            throw error
         }
-        ahead.removeFirst()
-        (segment, segmentStart) = (file, position)
+        (segment, segmentStart, beginsSegment) = (file, position, false)
         syncer?.watch(directory.segmentPath(position))
-        return true
     }
 
-    /// The orderly end: what is pending is written, and the spool can be adopted.
+    /// The orderly end: what is pending is written, and the spool can be adopted. What the disk refuses even now is lost and
+    /// counted.
     public func close() {
         flushGroups(all: true)
         flush()
+        if buffered > 0 { progress.lostRecords(bufferedFrames) }
         reactor.removeTurnHook(self)
         try? segment.truncate(to: position - segmentStart)
         try? segment.syncData()

@@ -131,6 +131,44 @@ private func read(_ bytes: [UInt8], at position: Int64) -> Frame.Reading {
     }
 }
 
+@Suite struct LogFrameVersionTests {
+    private func isHop(_ change: (inout [UInt8]) -> Void) -> Bool {
+        var bytes = frame(makeHop(6), at: 0)
+        change(&bytes)
+        return bytes.withUnsafeBytes { HopFrame($0) != nil }
+    }
+
+    @Test func whatThisVersionDoesNotKnowIsNoHop() {
+        #expect(isHop { _ in })
+        // Version, status, and lengths of texts that do not add up.
+        for (offset, value) in [(0, 2), (0, 0), (1, 0), (1, 7), (182, 200), (183, 1), (190, 0xfe)] as [(Int, UInt8)] {
+            #expect(!isHop { $0[Frame.headerLength + offset] = value }, "\(offset)")
+        }
+        #expect(!isHop { $0.removeLast() })
+        #expect(!isHop { $0.append(0) })
+        #expect(!isHop { $0.removeSubrange((Frame.headerLength + 100)...) })
+        // A reason for a refusal that a later version has is none that we know, but the hop is one.
+        #expect(isHop { $0[Frame.headerLength + 2] = 250 })
+    }
+
+    @Test func randomContentIsNeverReadBeyondItsEnd() {
+        var random = SeededRandom(12)
+        let whole = frame(makeHop(7), at: 0)
+        for _ in 0..<20_000 {
+            var bytes = whole
+            for _ in 0..<3 {
+                let position = Int.random(in: Frame.headerLength..<bytes.count, using: &random)
+                bytes[position] = UInt8.random(in: 0...255, using: &random)
+            }
+            bytes.withUnsafeBytes { raw in
+                guard let view = HopFrame(raw) else { return }
+                let texts = [view.route, view.target, view.method, view.host, view.path].compactMap { $0?.count }
+                #expect(texts.reduce(192 + Frame.headerLength, +) == bytes.count)
+            }
+        }
+    }
+}
+
 @Suite struct LogTextTests {
     @Test func textIsCutBetweenCharacters() {
         for limit in 0..<20 {
@@ -205,6 +243,22 @@ private func read(_ bytes: [UInt8], at position: Int64) -> Frame.Reading {
         #expect(network.high >> 32 == 0x0a00_0000 && network.prefixLength == 24)
         #expect(compressor.due == nil)
         #expect(compressor.judge(refused(0x0a00_0001), reason: .keyInvalid, now: 1_000_000) == .log)
+    }
+
+    @Test func networksBeyondWhatASecondTellsApartShareAGroup() throws {
+        var compressor = RefusalCompressor(rowsPerSecond: 0, groupsMax: 3)
+        for network in 0..<10 { _ = compressor.judge(refused(UInt32(network) << 8), reason: .keyInvalid, now: 0) }
+        let groups = compressor.takeDue(now: 1_000_000)
+        #expect(groups.count == 4 && groups.map(\.repeats).reduce(0, +) == 10)
+        #expect(groups.filter { $0.remoteAddress == nil }.map(\.repeats) == [7])
+    }
+
+    @Test func aCountNeverWraps() {
+        var compressor = RefusalCompressor(rowsPerSecond: 0)
+        var hop = refused(1)
+        hop.repeats = .max - 1
+        for _ in 0..<3 { _ = compressor.judge(hop, reason: .keyInvalid, now: 0) }
+        #expect(compressor.takeDue(now: 0, all: true).map(\.repeats) == [.max])
     }
 
     @Test func addressesHaveTheirNetworks() {
