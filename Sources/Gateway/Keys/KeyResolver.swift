@@ -41,7 +41,7 @@ public final class KeyResolver {
     static let deadline = TimeAmount.seconds(2)
     static let patience = TimeAmount.milliseconds(250)
     /// How often `last_used` is written.
-    static let usedInterval = TimeAmount.minutes(1)
+    private let usedInterval: TimeAmount
     static let usedMax = 100_000
 
     public convenience init(on reactor: Reactor, session: KeySession, limits: KeyCache.Limits = KeyCache.Limits()) {
@@ -55,20 +55,22 @@ public final class KeyResolver {
     }
 
     init(
-        on reactor: Reactor, limits: KeyCache.Limits, fetch: @escaping Fetch,
+        on reactor: Reactor, limits: KeyCache.Limits, usedInterval: TimeAmount = .minutes(1), fetch: @escaping Fetch,
         recordUsed: @escaping ([KeyID: Int64], @escaping (Bool) -> Void) -> Void = { $1(true) }
     ) {
         self.reactor = reactor
         cache = KeyCache(limits: limits)
         self.fetch = fetch
         self.recordUsed = recordUsed
+        self.usedInterval = usedInterval
     }
 
     private var now: Int64 { Int64(reactor.turnNow.uptimeNanoseconds) }
 
     // MARK: - Requests
 
-    /// Calls back once: before it returns where the cache knows, otherwise within two seconds.
+    /// Calls back once: before it returns where the cache knows, otherwise within two seconds; longer only while changes of
+    /// the configuration overtake the answers.
     public func resolve(_ digest: KeyDigest, _ done: @escaping (KeyResolution) -> Void) {
         switch cache.lookup(digest, now: now) {
         case .entry(let entry):
@@ -156,12 +158,15 @@ public final class KeyResolver {
     /// A request of this key passed. Written at most once a minute for each key.
     public func noteUsed(_ entry: KeyEntry, at microseconds: Int64) {
         guard used.count < Self.usedMax || used[entry.keyID] != nil else { return }
-        used[entry.keyID] = microseconds
-        if usedTimer == nil {
-            usedTimer = reactor.startTimer(in: Self.usedInterval) { [weak self] in
-                self?.usedTimer = nil
-                self?.flushUsed {}
-            }
+        used[entry.keyID] = max(microseconds, used[entry.keyID] ?? .min)
+        startUsedTimer()
+    }
+
+    private func startUsedTimer() {
+        guard usedTimer == nil else { return }
+        usedTimer = reactor.startTimer(in: usedInterval) { [weak self] in
+            self?.usedTimer = nil
+            self?.flushUsed {}
         }
     }
 
@@ -172,7 +177,10 @@ public final class KeyResolver {
         used.removeAll(keepingCapacity: true)
         recordUsed(moments) { [weak self] isWritten in
             // Kept for the next time, unless used again meanwhile.
-            if !isWritten, let self { used.merge(moments) { newer, _ in newer } }
+            if !isWritten, let self {
+                used.merge(moments) { max($0, $1) }
+                startUsedTimer()
+            }
             done()
         }
     }

@@ -71,6 +71,8 @@ public struct KeyCache {
     private struct Question {
         var ticket: KeyTicket
         var overtaken = 0
+        /// The store takes its time: stale entries serve meanwhile.
+        var isSlow = false
     }
 
     private let limits: Limits
@@ -98,7 +100,9 @@ public struct KeyCache {
             if isCurrent(slot, now: now) {
                 return slot.entry.map { .entry($0) } ?? .absent
             }
-            if now < pausedUntil, let entry = slot.entry, isUsable(slot, now: now) { return .stale(entry) }
+            if now < pausedUntil || questions[digest]?.isSlow == true, let entry = slot.entry, isUsable(slot, now: now) {
+                return .stale(entry)
+            }
         }
         guard questions[digest] == nil else { return .waiting }
         guard questions.count < limits.questions else {
@@ -117,6 +121,7 @@ public struct KeyCache {
             isUsable(slot, now: now)
         else { return nil }
         pausedUntil = now + limits.pauseAfterFailure
+        questions[ticket.digest]?.isSlow = true
         return entry
     }
 

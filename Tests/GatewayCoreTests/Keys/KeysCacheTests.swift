@@ -219,6 +219,27 @@ private func listening(_ change: (inout KeyCache.Limits) -> Void = { _ in }) -> 
         #expect(cache.tell(digest(wide: 0), now: 0) == "entry")
     }
 
+    @Test func aSlowStoreHoldsNobodyUpWhoHasAStaleEntry() {
+        var cache = listening { $0.pauseAfterFailure = second / 2 }
+        cache.fill(digest(1), makeEntry(), now: 0)
+        let ticket = cache.ticket(digest(1), now: 10 * second)
+        #expect(cache.hasFallback(ticket))
+        #expect(cache.tell(digest(1), now: 10 * second) == "waiting")
+        #expect(cache.fallback(ticket, now: 10 * second) != nil)
+        // Not only during the pause, but as long as the question is open.
+        for tenth in 0..<30 { #expect(cache.tell(digest(1), now: 10 * second + Int64(tenth) * second / 10) == "stale") }
+        // Unless a change concerned it.
+        var changed = cache
+        changed.invalidate(.environment(1))
+        #expect(changed.tell(digest(1), now: 13 * second) == "waiting")
+        guard case .absent = cache.filled(ticket, nil, now: 13 * second) else { Issue.record("not filled"); return }
+        cache.proved(sent: 13 * second)
+        #expect(cache.tell(digest(1), now: 13 * second) == "absent")
+        // A key that nothing is known of has nothing to fall back on.
+        let other = cache.ticket(digest(2), now: 13 * second)
+        #expect(!cache.hasFallback(other) && cache.fallback(other, now: 13 * second) == nil)
+    }
+
     @Test func questionsAreBounded() {
         var cache = listening { $0.questions = 2 }
         let first = cache.ticket(digest(1), now: 0)
