@@ -65,6 +65,7 @@ extension Simulation {
         for node in nodes.indices {
             if let waiting = nodes[node].waiting.first { throw violation("node \(node): \(waiting) waits for ever") }
             if let stuck = nodes[node].inFlight.first { throw violation("node \(node): \(stuck) never ended") }
+            if let stuck = nodes[node].flowTickets.first { throw violation("node \(node): \(stuck) waits for ever") }
             if !nodes[node].flows.isIdle { throw violation("node \(node): flows wait for ever") }
             nodes[node].book.close(now: local(node))
             try pump(node)

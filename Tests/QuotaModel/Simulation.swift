@@ -48,7 +48,9 @@ public final class Simulation {
     var isQuiet = false
     var storeDownUntil: Int64 = 0
 
-    var store: ModelStore
+    var store: ModelStore { didSet { mustCheck = true } }
+    /// Whether the store was touched since it was last checked.
+    private var mustCheck = false
     var standby: ModelStore
     var rows: [QuotaRow] = []
     var nodes: [SimulatedNode]
@@ -105,7 +107,9 @@ public final class Simulation {
         now = time
         steps += 1
         store.now = now
+        mustCheck = false
         try handle(event)
+        guard mustCheck else { return true }
         if let defect = store.defect() { throw violation(defect) }
         try checkFlows()
         return true

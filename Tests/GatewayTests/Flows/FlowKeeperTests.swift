@@ -123,7 +123,7 @@ import Testing
         let (claimed, abandoned) = (try #require(try await node.start().flow), try #require(try await node.start().flow))
         let (answer, hop) = try await node.claim(claimed.id)
         #expect((answer.flow?.expiresIn ?? 0) > 35_000_000)
-        try await untilTrue("the other flow is overdue") {
+        try await eventually("the other flow is overdue") {
             try await database.psql("SELECT expires_at < clock_timestamp() FROM pandora.reservations WHERE id = '\(abandoned.id)'")[0] == "t"
         }
         #expect(try await database.psql("SELECT pandora.flow_expire(100, '60 s')")[0] == "0")
@@ -189,7 +189,7 @@ import Testing
         let open = try #require(try await first.start().flow)
         #expect(try await first.step(open.id, key: "k").flow?.hops == 2)
         try await first.note(FlowNote(id: open.id, key: StepKey("k".utf8)!, status: 201))
-        try await untilTrue("the status is noted") {
+        try await eventually("the status is noted") {
             try await database.psql("SELECT count(*) FROM pandora.flow_hop WHERE status_code = 201")[0] == "1"
         }
         guard case .repeated(let again, _, let status) = try await second.step(open.id, key: "k") else {

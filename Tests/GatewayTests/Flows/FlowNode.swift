@@ -211,13 +211,3 @@ extension TestDatabase {
             """)[0]
     }
 }
-
-/// Waits for what another thread or process brings about; fails after 20 s.
-func untilTrue(_ what: String, _ isSo: () async throws -> Bool) async throws {
-    for _ in 0..<800 {
-        if try await isSo() { return }
-        try await Task.sleep(for: .milliseconds(25))
-    }
-    struct Never: Error { var what: String }
-    throw Never(what: what)
-}

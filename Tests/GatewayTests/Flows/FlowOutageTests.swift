@@ -34,13 +34,13 @@ import Testing
         let node = try await FlowNode(database, limits: quick)
         let open = try #require(try await node.start().flow)
         try await stop(database)
-        try await untilTrue("the node notices") { try await !node.isReady() }
+        try await eventually("the node notices") { try await !node.isReady() }
         #expect(try await node.start() == .unavailable(retryAfter: 2))
         #expect(try await node.step(open.id) == .unavailable(retryAfter: 2))
         #expect(try await node.claim(open.id).0 == .unavailable(retryAfter: 2))
         #expect(try await node.resolve(open.id, commits: true) == .unavailable(retryAfter: 2))
         try await start(database)
-        try await untilTrue("the node is back") { try await node.isReady() }
+        try await eventually("the node is back") { try await node.isReady() }
         #expect(try await node.finish(open.id).1 == .ended(.committed(units: 1)))
         #expect(try await database.flowNumbers() == "1|9|0|1|0")
         try await node.close()
@@ -54,7 +54,7 @@ import Testing
         let (answer, hop) = try await node.claim(open.id)
         let settlement = try #require(answer.flow?.settlement(verdict, hop: hop, of: node.flow))
         try await stop(database)
-        try await untilTrue("the node notices") { try await !node.isReady() }
+        try await eventually("the node notices") { try await !node.isReady() }
         #expect(try await node.settle(settlement) == .pending(settlement))
         try await start(database)
         // The frame may come twice: a failover can lose the mark, and the process may have said it, too.
@@ -62,7 +62,7 @@ import Testing
         try await shipping.ship([settlement, settlement])
         let numbers = ["commit": "4|6|0|4|0", "rollback": "0|10|0|0|0", "reopen": "0|10|4|0|1"]["\(verdict)"]
         #expect(try await database.flowNumbers() == numbers)
-        try await untilTrue("the node is back") { try await node.isReady() }
+        try await eventually("the node is back") { try await node.isReady() }
         _ = try await node.settle(settlement)
         #expect(try await database.flowNumbers() == numbers)
         if verdict == .reopen { #expect(try await node.finish(open.id).1 == .ended(.committed(units: 4))) }
@@ -82,7 +82,7 @@ import Testing
         try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
         #expect(try await node.start() == .unavailable(retryAfter: 2))
         try await locker.script("COMMIT")
-        try await untilTrue("it was taken back") {
+        try await eventually("it was taken back") {
             try await database.psql("SELECT count(*) FROM pandora.quota_ledger WHERE outcome = 'rolled_back'")[0] == "1"
         }
         #expect(try await database.flowNumbers() == "0|10|0|0|0")
@@ -106,7 +106,7 @@ import Testing
         let (answer, hop) = try await node.claim(open.id)
         #expect(answer == .unavailable(retryAfter: 2))
         try await locker.script("COMMIT")
-        try await untilTrue("it was given up") {
+        try await eventually("it was given up") {
             try await database.psql("SELECT state, last_hop FROM pandora.reservations")[0] == "open|\(hop)"
         }
         #expect(try await other.finish(open.id).1 == .ended(.committed(units: 1)))
@@ -127,7 +127,7 @@ import Testing
         try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
         async let answer = node.start()
         let victim = try #require(try await node.backendPID())
-        try await untilTrue("the start waits for the row") {
+        try await eventually("the start waits for the row") {
             try await database.psql("SELECT wait_event_type FROM pg_stat_activity WHERE pid = \(victim)") == ["Lock"]
         }
         try await database.psql("SELECT pg_terminate_backend(\(victim))")

@@ -49,8 +49,8 @@ import Testing
         #expect(try await node.startMany(50).compactMap(\.flow).count == 50)
         try await database.psql("UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s'")
         let brooms = [try await Broom(database, rows: 7), try await Broom(database, rows: 7)]
-        try await untilTrue("all are given back") { try await database.flowNumbers() == "0|100|0|0|0" }
-        try await untilTrue("somebody did it") {
+        try await eventually("all are given back") { try await database.flowNumbers() == "0|100|0|0|0" }
+        try await eventually("somebody did it") {
             var sum: Int64 = 0
             for broom in brooms { sum += try await broom.done()[.flows] ?? 0 }
             return sum == 50
@@ -73,7 +73,7 @@ import Testing
             """)
         let broom = try await Broom(database, connected: .seconds(3_600))
         // A reset needs no such patience; when it is done the flows have had their turns.
-        try await untilTrue("the reset is done") { try await broom.done()[.resets] == 1 }
+        try await eventually("the reset is done") { try await broom.done()[.resets] == 1 }
         #expect(try await database.psql("SELECT count(*) FROM pandora.reservations")[0] == "1")
         try await broom.end()
         try await node.close()
@@ -91,14 +91,14 @@ import Testing
             DROP TABLE request_logs_\(try await Self.day(database, 5));
             """)
         let broom = try await Broom(database)
-        try await untilTrue("the reset is done") {
+        try await eventually("the reset is done") {
             try await database.psql("SELECT period, held_request FROM pandora.environment_service")[0] == "2|0"
         }
-        try await untilTrue("the holder is written off and its lease dropped") {
+        try await eventually("the holder is written off and its lease dropped") {
             try await database.psql("SELECT count(*) FROM pandora.quota_lease")[0] == "0"
         }
         #expect(try await database.psql("SELECT sum(used_delta) FROM pandora.quota_ledger WHERE kind = 'lost'")[0] == "9")
-        try await untilTrue("the day has its partition") {
+        try await eventually("the day has its partition") {
             try await database.psql("SELECT to_regclass('pandora.request_logs_\(Self.day(database, 5))') IS NOT NULL")[0] == "t"
         }
         #expect(try await broom.failures().isEmpty)
@@ -113,7 +113,7 @@ import Testing
         let database = try await TestDatabase.withQuota(100)
         try await database.psql("ALTER FUNCTION pandora.flow_expire RENAME TO flow_expire_elsewhere")
         let broom = try await Broom(database)
-        try await untilTrue("the error is reported more than once") {
+        try await eventually("the error is reported more than once") {
             try await broom.failures().filter { $0 == .flows }.count > 1
         }
         try await database.psql(
@@ -121,7 +121,7 @@ import Testing
             ALTER FUNCTION pandora.flow_expire_elsewhere RENAME TO flow_expire;
             UPDATE pandora.project_service SET next_reset = clock_timestamp() - interval '1 s';
             """)
-        try await untilTrue("the others have their turns") { try await broom.done()[.resets] == 1 }
+        try await eventually("the others have their turns") { try await broom.done()[.resets] == 1 }
         try await broom.end()
     }
 }
