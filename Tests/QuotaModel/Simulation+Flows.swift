@@ -16,6 +16,14 @@ struct SimulatedFlow {
 extension Simulation {
     private static let open: Int64 = 12
 
+    /// Less patient than real ones, so that more is pending and taken back.
+    static let flowLimits = {
+        var limits = FlowLimits()
+        limits.waitMax = 300_000
+        limits.settleMax = 200_000
+        return limits
+    }()
+
     func flowArrive() {
         guard !isQuiet, let gap = options.flowGap else { return }
         after(random.delay(gap), .flowArrive)
@@ -55,16 +63,16 @@ extension Simulation {
             case .waits(let ticket): nodes[node].flowTickets[ticket] = work
             }
         case .settle(let settlement):
-            wait(node, work, nodes[node].flows.settle(settlement, now: time))
+            try wait(node, work, nodes[node].flows.settle(settlement, now: time))
         case .resolve(let resolution):
-            wait(node, work, nodes[node].flows.resolve(resolution, now: time))
+            try wait(node, work, nodes[node].flows.resolve(resolution, now: time))
         }
         try pump(node)
     }
 
-    private func wait(_ node: Int, _ work: FlowWork, _ decision: FlowBook.Decision<FlowSettled>) {
+    private func wait(_ node: Int, _ work: FlowWork, _ decision: FlowBook.Decision<FlowSettled>) throws(Violation) {
         switch decision {
-        case .answered(let answer): settled(node, work, answer)
+        case .answered(let answer): try settled(node, work, answer)
         case .waits(let ticket): nodes[node].flowTickets[ticket] = work
         }
     }
@@ -131,9 +139,11 @@ extension Simulation {
         let flow = flows[id]!
         guard flow.finishes < 8 else { return }
         flows[id]!.finishes += 1
-        let hop = FlowHop(
+        var hop = FlowHop(
             finishOf: flow.flow, id: id, requestID: newRequest(), environmentID: flow.start.row.environmentID,
-            timeout: .seconds(random.chance(30) ? 20 : 1))
+            timeout: .seconds(1))
+        // Short enough that a node which sleeps through it wakes to find its flow expired.
+        hop.claimTime = random.pick(3_000_000...12_000_000)
         after(pause + random.delay(2_000), .flowWork(anyNode(), .hop(hop)))
     }
 
@@ -151,8 +161,7 @@ extension Simulation {
             guard let settlement = open.settlement(verdict, hop: hop.requestID, of: flows[hop.id]!.flow, charge: charge)
             else { throw violation("a finish settles nothing") }
             // Never longer than its route lets it take.
-            let time = min(random.delay(30_000), hop.claimTime - 30_000_000)
-            after(time, .flowAnswer(node, life: nodes[node].life, .settle(settlement)))
+            after(min(random.delay(30_000), hop.claimTime / 2), .flowAnswer(node, life: nodes[node].life, .settle(settlement)))
         case .passed(let open):
             let verdict: FlowVerdict = random.chance(25) ? .commit : (random.chance(25) ? .rollback : .stay)
             if let settlement = open.settlement(verdict, hop: hop.requestID, of: flows[hop.id]!.flow) {
@@ -169,9 +178,12 @@ extension Simulation {
         }
     }
 
-    private func settled(_ node: Int, _ work: FlowWork, _ answer: FlowSettled) {
+    private func settled(_ node: Int, _ work: FlowWork, _ answer: FlowSettled) throws(Violation) {
         guard case .settle(let said) = work else { return }
-        flows[said.id]!.claims[said.hop] = nil
+        let claim = flows[said.id]!.claims.removeValue(forKey: said.hop)
+        if case .ended(.expired) = answer, let claim, claim.void >= now, !options.failovers {
+            throw violation("\(said.id) expired before the claim of node \(claim.node) was void")
+        }
         switch answer {
         case .ended(.committed(let units)):
             flowsCommitted += 1
@@ -229,7 +241,7 @@ extension Simulation {
             guard case .hop(let hop) = try work(node, ticket) else { throw violation("\(answer) for no hop") }
             try advanced(node, hop, answer)
         case .answerOrder(let ticket, let answer):
-            settled(node, try work(node, ticket), answer)
+            try settled(node, try work(node, ticket), answer)
         }
     }
 

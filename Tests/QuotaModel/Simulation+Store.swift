@@ -143,7 +143,7 @@ extension Simulation {
         nodes[node].pausedUntil = 0
         nodes[node].timerAt = .max
         nodes[node].book = LeaseBook()
-        nodes[node].flows = FlowBook()
+        nodes[node].flows = FlowBook(limits: Self.flowLimits)
         let left = nodes[node].spool[spool.shippedTo...]
         _ = try? store.ship(node, epoch: spool.epoch, from: spool.shippedTo, left)
         after(random.delay(10_000), .connect(node, life: nodes[node].life))
