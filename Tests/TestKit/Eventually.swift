@@ -2,7 +2,7 @@ import Foundation
 
 /// Waits for what another thread, process or the kernel brings about. The limit is there for what never comes: it says
 /// nothing about how long a loaded machine may take.
-public func eventually(_ what: String, within limit: Duration = .seconds(45), _ isSo: () async throws -> Bool) async throws {
+public func eventually(_ what: String, within limit: Duration = .seconds(120), _ isSo: () async throws -> Bool) async throws {
     let end = ContinuousClock.now + limit
     while true {
         if try await isSo() { return }

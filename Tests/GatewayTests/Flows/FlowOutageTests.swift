@@ -119,7 +119,8 @@ import Testing
     @Test func whatWasOnItsWayIsSaidAgainOverANewConnection() async throws {
         let database = try await TestDatabase.withQuota(10)
         var limits = FlowLimits()
-        limits.waitMax = 30_000_000
+        // Nobody gives the connection up but this test.
+        (limits.waitMax, limits.answerMax) = (120_000_000, 120_000_000)
         let node = try await FlowNode(database, limits: limits)
         let reactor = try Reactor.start(name: "locker")
         let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
