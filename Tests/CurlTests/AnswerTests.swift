@@ -5,7 +5,7 @@ import Testing
 
 private let head = "HTTP/1.1 200 OK\r\n"
 
-@Suite(.timeLimit(.minutes(2))) struct AnswerTests {
+@Suite(.timeLimit(.minutes(10))) struct AnswerTests {
     /// What the upstream sends before it closes, and how that must end.
     private func run(_ bytes: String, _ method: String = "GET") async throws -> (Recorder, TransferResult) {
         let upstream = ScriptedUpstream { connection in

@@ -5,7 +5,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct LimitTests {
+@Suite(.timeLimit(.minutes(10))) struct LimitTests {
     @Test func transfersHaveALimit() async throws {
         let silent = ScriptedUpstream { try $0.waitForEnd() }
         defer { silent.close() }

@@ -3,7 +3,7 @@ import NIOCore
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct RequestTests {
+@Suite(.timeLimit(.minutes(10))) struct RequestTests {
     @Test func bytesOfTheRequestAreKept() async throws {
         let upstream = ScriptedUpstream.answering(body: "hello")
         defer { upstream.close() }

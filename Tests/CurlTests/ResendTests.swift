@@ -4,7 +4,7 @@ import TestKit
 import Testing
 
 /// libcurl repeats a request by itself when a kept connection is closed under it.
-@Suite(.timeLimit(.minutes(2))) struct ResendTests {
+@Suite(.timeLimit(.minutes(10))) struct ResendTests {
     /// Answers the first request of each connection and closes on the second one.
     private func onceUpstream() -> ScriptedUpstream {
         ScriptedUpstream { connection in

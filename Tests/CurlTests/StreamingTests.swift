@@ -6,7 +6,7 @@ import TestKit
 import Testing
 
 /// Bodies under backpressure: no byte is lost or comes twice, and neither side runs ahead of the other.
-@Suite(.timeLimit(.minutes(2))) struct StreamingTests {
+@Suite(.timeLimit(.minutes(10))) struct StreamingTests {
     private static let total = 50 << 20
 
     /// Sends the pattern as the window allows, in pieces of many sizes, with a rest now and then.

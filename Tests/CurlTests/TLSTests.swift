@@ -61,7 +61,7 @@ private final class OpenCounter {
     }
 }
 
-@Suite(.timeLimit(.minutes(2)), .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
+@Suite(.timeLimit(.minutes(10)), .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/openssl"))) struct TLSTests {
     @Test func theBundleIsOpenedOnceForManyConnections() async throws {
         let server = try await TLSServer.start()
         let counter = OpenCounter(server.bundle)

@@ -5,7 +5,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct TimeoutTests {
+@Suite(.timeLimit(.minutes(10))) struct TimeoutTests {
     @Test(arguments: [BodyFraming.none, .length(4), .chunked, .length(0)]) func firstByte(_ framing: BodyFraming) async throws {
         let silent = ScriptedUpstream { connection in
             while try connection.readRequest() != nil {}

@@ -3,7 +3,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct CloseTests {
+@Suite(.timeLimit(.minutes(10))) struct CloseTests {
     private static let end: [Event] = [.inactive, .unregistered, .removed]
 
     /// Whatever was going on: nothing but the end is fired after a close, the end once, and nobody holds the channel.

@@ -4,7 +4,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct ConnectTests {
+@Suite(.timeLimit(.minutes(10))) struct ConnectTests {
     /// Connects; the diary is the channel's. The second value is how it ended.
     private func connect(
         _ reactor: Reactor, _ port: Int, timeout: TimeAmount = .minutes(1), _ react: @escaping Script.Reaction = { _, _ in }
@@ -90,7 +90,7 @@ import Testing
     }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct OptionTests {
+@Suite(.timeLimit(.minutes(10))) struct OptionTests {
     @Test func whatHandlersAskForIsThere() async throws {
         try await withReactor { reactor in
             let host = try await Host.start(on: reactor)

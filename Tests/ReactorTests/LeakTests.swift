@@ -11,7 +11,7 @@ private func recordingErrors(_ body: () async throws -> Void) async {
 }
 
 /// Counts descriptors, so each test is a process of its own: other tests open and close theirs at the same time.
-@Suite(.timeLimit(.minutes(3))) struct LeakTests {
+@Suite(.timeLimit(.minutes(10))) struct LeakTests {
     private static func openDescriptors() throws -> Int { try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count }
 
     /// Descriptors of the libraries' own (timers, pipes of programs that ran) come and go; a leak would be one a connection.

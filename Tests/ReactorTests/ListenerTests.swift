@@ -5,7 +5,7 @@ import Testing
 
 @testable import Reactor
 
-@Suite(.timeLimit(.minutes(2))) struct ListenerTests {
+@Suite(.timeLimit(.minutes(10))) struct ListenerTests {
     private static func address(_ port: Int) throws -> SocketAddress { try SocketAddress(ipAddress: "127.0.0.1", port: port) }
 
     @Test func twoReactorsShareAPort() async throws {

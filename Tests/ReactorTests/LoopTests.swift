@@ -3,7 +3,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct LoopTests {
+@Suite(.timeLimit(.minutes(10))) struct LoopTests {
     @Test func tasksOfOneThreadRunInTheirOrder() async throws {
         let seen = Confined([[Int]](repeating: [], count: 4))
         try await withReactor { reactor in

@@ -3,7 +3,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct ReadTests {
+@Suite(.timeLimit(.minutes(10))) struct ReadTests {
     private static let withoutAutoRead: @Sendable (any Channel) throws -> Void = {
         try $0.syncOptions!.setOption(.autoRead, value: false)
     }

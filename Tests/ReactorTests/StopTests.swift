@@ -6,7 +6,7 @@ import Testing
 @testable import Reactor
 
 /// What `stop()` leaves behind: nothing.
-@Suite(.timeLimit(.minutes(2))) struct StopTests {
+@Suite(.timeLimit(.minutes(10))) struct StopTests {
     /// A reactor that is seen to be gone.
     private final class Remains: Sendable {
         private let state = Locked<Weak>(Weak())

@@ -4,7 +4,7 @@ import Testing
 
 @testable import Reactor
 
-@Suite(.timeLimit(.minutes(2))) struct TimerTests {
+@Suite(.timeLimit(.minutes(10))) struct TimerTests {
     @Test func timersFireByDeadlineThenByStart() async throws {
         let log = Confined<[String]>([])
         try await withReactor { reactor in

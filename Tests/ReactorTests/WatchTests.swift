@@ -4,7 +4,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct WatchTests {
+@Suite(.timeLimit(.minutes(10))) struct WatchTests {
     @Test func whatIsAskedForIsToldUntilItIsTakenAway() async throws {
         let pair = try DescriptorPair()
         let heard = Confined<[Readiness]>([])

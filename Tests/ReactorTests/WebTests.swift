@@ -5,7 +5,7 @@ import TestKit
 import Testing
 
 /// NIO's HTTP/1, TLS and HTTP/2 handlers on the reactor, against clients that nobody here wrote.
-@Suite(.timeLimit(.minutes(3))) struct WebTests {
+@Suite(.timeLimit(.minutes(10))) struct WebTests {
     /// What a client is to speak.
     enum Language: String, CaseIterable, Sendable {
         case http1 = "HTTP/1.1", http1OverTLS = "HTTP/1.1 over TLS", http2 = "HTTP/2 over TLS"

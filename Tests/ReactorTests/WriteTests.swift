@@ -3,7 +3,7 @@ import Reactor
 import TestKit
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct WriteTests {
+@Suite(.timeLimit(.minutes(10))) struct WriteTests {
     /// Small buffers on both sides, so that nearly every write is a partial one.
     private static let smallBuffer: @Sendable (any Channel) throws -> Void = {
         try $0.syncOptions!.setOption(.socketOption(.so_sndbuf), value: 8_192)
