@@ -28,6 +28,9 @@ static const unsigned char m0007[] = {
 static const unsigned char m0008[] = {
 #embed "../../migrations/0008_create_administration.sql"
 };
+static const unsigned char m0009[] = {
+#embed "../../migrations/0009_create_doctor.sql"
+};
 
 struct migration {
     const char *name;
@@ -44,6 +47,7 @@ static const struct migration migrations[] = {
     {"0006_create_leases.sql", m0006, sizeof m0006},
     {"0007_create_flows.sql", m0007, sizeof m0007},
     {"0008_create_administration.sql", m0008, sizeof m0008},
+    {"0009_create_doctor.sql", m0009, sizeof m0009},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

@@ -51,6 +51,30 @@ extension PostgresClient {
         }
     }
 
+    /// Executes statements one after the other in one transaction and commits it (session role only).
+    ///
+    /// - Returns: the rows of each statement.
+    public func transaction(
+        _ statements: [(statement: Statement, parameters: Parameters)], isolation: Transaction.Isolation = .readCommitted,
+        deadline: TimeAmount? = nil
+    ) async throws(PostgresError) -> [Rows] {
+        let until = NIODeadline.now() + (deadline ?? configuration.transactionDeadline)
+        return try await hop { (done: @escaping (Result<[Rows], PostgresError>) -> Void) in
+            self.whenReady(within: until - .now()) { ready in
+                if case .failure(let error) = ready { return done(.failure(error)) }
+                var rows: [Rows] = []
+                self.transaction(isolation: isolation, deadline: until - .now()) { transaction in
+                    for (statement, parameters) in statements {
+                        transaction.execute(statement, parameters) { if case .success(let found) = $0 { rows.append(found) } }
+                    }
+                    transaction.commit()
+                } _: { outcome in
+                    done(outcome.map { _ in rows })
+                }
+            }
+        }
+    }
+
     /// Closes the client.
     public func shutdown() async {
         _ = try? await hop { (done: @escaping (Result<Void, PostgresError>) -> Void) in
