@@ -91,7 +91,8 @@ struct QuotaCommand: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Show how quota stands.",
             discussion: """
-                available is the limit less what is used; free is what of it is not held by requests and flows under way. \
+                available is the limit less what is used; free is what of it is not held: leased to gateways for requests, or \
+                reserved by open flows. \
                 Overcommitted: the limit was lowered below what is used, so nothing more is admitted until the next period.
                 """)
 
@@ -201,14 +202,14 @@ extension ProjectQuota {
 
 extension EnvironmentQuota {
     static let columns = [
-        "environment", "service", "limit", "used", "held", "available", "free", "period", "reset", "next_reset", "note",
+        "environment", "service", "limit", "used", "leased", "reserved", "available", "free", "period", "reset", "next_reset", "note",
     ]
 
     var fields: [Field] {
         [
             Field("environment_id", environmentID), Field("environment", environmentPath), Field("service_id", serviceID),
             Field("service", servicePath), Field("limit", units: limit), Field("used", used), Field("held", held),
-            Field("available", units: available), Field("free", units: free), Field("period", period),
+            Field("leased", leased), Field("reserved", reserved), Field("available", units: available), Field("free", units: free), Field("period", period),
         ] + reset.fields + [
             Field("overcommitted", isOvercommitted), Field("reset_due", isResetDue), Field("note", JSON(note), text: note ?? "-"),
             Field("created_at", moment: createdAt), Field("updated_at", moment: updatedAt),

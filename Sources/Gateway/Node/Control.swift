@@ -23,6 +23,9 @@ final class Control: @unchecked Sendable {
     private var resolver: NameResolver?
     private var isClosing = false
 
+    /// Beside those of the workers, with some to spare for an operator.
+    private static let connections = 5
+
     init(
         _ boot: BootSettings, database: PostgresConfiguration, nodeName: String, report: @escaping @Sendable (NodeEvent) -> Void
     ) throws {
@@ -53,6 +56,9 @@ final class Control: @unchecked Sendable {
         defer { Task { await client.shutdown() } }
         let schema = try await Migrator(client).state()
         guard schema.isCurrent else { throw Node.Failure.schema("\(schema)") }
+        let server = try await DatabaseSettings.read(client)
+        for fault in server.durabilityFaults { report(.databaseUnfit(fault)) }
+        if let fault = server.connectionFault(needed: Node.workers(boot) + Self.connections) { report(.databaseUnfit(fault)) }
         return try await ClusterSettings.read(client).secret
     }
 

@@ -55,7 +55,7 @@ public final class Node: @unchecked Sendable {
         let parts = Worker.Parts(
             boot: configuration.boot, traffic: configuration.traffic, database: database, nodeName: nodeName, secret: secret,
             report: report)
-        for index in 0..<(configuration.boot.workers ?? Self.processors) {
+        for index in 0..<Self.workers(configuration.boot) {
             let reactor = try Reactor.start(name: "worker-\(index)")
             workers.append(try await reactor.submit { try Worker(parts, index: index, on: reactor) }.get())
         }
@@ -87,6 +87,8 @@ public final class Node: @unchecked Sendable {
         guard gethostname(&name, name.count - 1) == 0 else { return "pandora" }
         return String(decoding: name.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
     }
+
+    static func workers(_ boot: BootSettings) -> Int { boot.workers ?? processors }
 
     private static var processors: Int { max(1, min(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), Limits.workers.upperBound)) }
 

@@ -3,6 +3,8 @@ public import Logging
 /// Everything that a node tells its operator.
 public enum NodeEvent: Sendable {
     case waitingForDatabase(String)
+    /// The server is not set up as the promises need it.
+    case databaseUnfit(String)
     case databaseLost(worker: Int, String)
     case controlDatabaseLost(String)
     case listening(lost: Bool)
@@ -19,7 +21,9 @@ public enum NodeEvent: Sendable {
 
     public var level: Logger.Level {
         switch self {
-        case .waitingForDatabase, .databaseLost, .controlDatabaseLost, .upstreamFailed, .nameFailed, .maintenanceFailed, .flowRefused: .warning
+        case .waitingForDatabase, .databaseUnfit, .databaseLost, .controlDatabaseLost, .upstreamFailed, .nameFailed,
+            .maintenanceFailed, .flowRefused:
+            .warning
         case .listening(let lost): lost ? .warning : .info
         case .spool(.adopted): .info
         case .spool(.failed): .warning
@@ -33,6 +37,7 @@ public enum NodeEvent: Sendable {
     public var message: Logger.Message {
         switch self {
         case .waitingForDatabase: "waiting for the database"
+        case .databaseUnfit: "the database is not set up as it should be"
         case .databaseLost, .controlDatabaseLost: "the database is away"
         case .listening(let lost): lost ? "changes of the configuration are not heard" : "changes of the configuration are heard"
         case .upstreamFailed: "an upstream failed"
@@ -55,8 +60,8 @@ public enum NodeEvent: Sendable {
 
     public var metadata: Logger.Metadata {
         switch self {
-        case .waitingForDatabase(let reason), .controlDatabaseLost(let reason), .maintenanceFailed(let reason),
-            .flowRefused(let reason), .reloadRefused(let reason):
+        case .waitingForDatabase(let reason), .databaseUnfit(let reason), .controlDatabaseLost(let reason),
+            .maintenanceFailed(let reason), .flowRefused(let reason), .reloadRefused(let reason):
             ["reason": "\(reason)"]
         case .databaseLost(let worker, let reason): ["worker": "\(worker)", "reason": "\(reason)"]
         case .upstreamFailed(let upstream, let route, let reason): ["upstream": "\(upstream)", "route": "\(route)", "reason": "\(reason)"]

@@ -15,6 +15,9 @@ public struct EnvironmentQuota: Sendable, Equatable {
     public var available: Int64?
     /// In leases and reservations: taken, not yet used.
     public var held: Int64
+    /// What of it gateways hold ahead of traffic, and what open flows have reserved.
+    public var leased: Int64
+    public var reserved: Int64
     public var period: Int64
     public var reset: ResetRule
     /// The period is over, but nothing has reset it yet: the numbers are those of the old one.
@@ -83,9 +86,9 @@ extension EnvironmentQuota {
     fileprivate init(_ row: Row) {
         self.init(
             environmentID: row.int64(0), serviceID: row.int64(1), environmentPath: row.string(2), servicePath: row.string(3),
-            limit: row.int64(4), used: row.int64(5), available: row.int64(6), held: row.int64(7), period: row.int64(8),
-            reset: ResetRule(row, at: 9), isResetDue: row.bool(13), createdAt: row.timestampMicroseconds(14),
-            updatedAt: row.timestampMicroseconds(15))
+            limit: row.int64(4), used: row.int64(5), available: row.int64(6), held: row.int64(7), leased: row.int64(16),
+            reserved: row.int64(17), period: row.int64(8), reset: ResetRule(row, at: 9), isResetDue: row.bool(13),
+            createdAt: row.timestampMicroseconds(14), updatedAt: row.timestampMicroseconds(15))
     }
 }
 
@@ -134,7 +137,11 @@ private enum EnvironmentQuotaSQL {
             SELECT a.environment_id, a.service_id, c.name || '/' || p.name || '/' || e.name, s.name || '/' || s.version,
                    a.max_request, a.used_request, a.available_request, a.held_request, a.period,
                    q.reset_frequency, q.anchor::text, q.time_zone, q.next_reset,
-                   coalesce(q.next_reset <= clock_timestamp(), false), a.created_at, a.updated_at
+                   coalesce(q.next_reset <= clock_timestamp(), false), a.created_at, a.updated_at,
+                   (SELECT coalesce(sum(l.granted - l.settled), 0)::bigint FROM pandora.quota_lease l
+                     WHERE (l.environment_id, l.service_id, l.period) = (a.environment_id, a.service_id, a.period)),
+                   (SELECT coalesce(sum(r.units), 0)::bigint FROM pandora.reservations r
+                     WHERE (r.environment_id, r.service_id, r.period) = (a.environment_id, a.service_id, a.period))
               FROM pandora.environment_service a
               JOIN pandora.project_service q ON (q.project_id, q.service_id) = (a.project_id, a.service_id)
               JOIN pandora.environment e ON e.id = a.environment_id

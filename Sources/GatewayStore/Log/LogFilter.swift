@@ -19,6 +19,7 @@ public struct LogFilter: Sendable, Equatable {
     public var status: Status?
     /// The first hop of a chain.
     public var chain: RequestID?
+    public var reservation: ReservationID?
 
     public init() {}
 }
@@ -35,6 +36,7 @@ struct LogCondition {
         if let id = filter.keyID { add(.text, { $0.append("\(id)") }) { "l.api_key = \($0)" } }
         if let ids = filter.serviceIDs { add(.int8Array, { $0.append(ids) }) { "l.service_id = ANY (\($0))" } }
         if let root = filter.chain { add(.text, { $0.append("\(root)") }) { "(l.id = \($0) OR l.start_point = \($0))" } }
+        if let id = filter.reservation { add(.text, { $0.append("\(id)") }) { "l.reservation_id = \($0)" } }
         switch filter.status {
         case .execution(let status):
             add(.text, { $0.append("\(status.text)") }) { "l.execution_status = \($0)" }

@@ -57,6 +57,33 @@ public struct LogReader: Sendable {
         return (root, try await read("log_chain", condition, order: "l.id", limit: Self.chainMax))
     }
 
+    /// The hops of a flow, in the order of ids. A step that was sent again is not among them: it is of no chain.
+    public func hops(of flow: ReservationID) async throws(PostgresError) -> [LogEntry] {
+        // The flow's id was made right after that of its first hop; nothing else leads from one to the other by an index.
+        let began = flow.uuid.milliseconds
+        var parameters = Parameters()
+        parameters.append("\(flow)")
+        parameters.append("\(RequestID(UUIDBits(high: (began - min(began, Self.startSlack)) << 16, low: 0)))")
+        parameters.append("\(RequestID(UUIDBits(high: (began + Self.startSlack) << 16, low: 0)))")
+        guard let first = try await client.query(Self.flowStart, parameters, deadline: Self.patience).first,
+            let root = RequestID(first.string(0))
+        else { return [] }
+        var filter = LogFilter()
+        (filter.chain, filter.reservation, filter.environmentID) = (root, flow, first.int64(1))
+        return try await read("log_flow", LogCondition(filter), order: "l.id", limit: Self.chainMax)
+    }
+
+    /// Milliseconds between the id of a flow and that of its first hop, at most.
+    private static let startSlack: UInt64 = 60_000
+
+    private static let flowStart = Statement(
+        name: "log_flow_start",
+        sql: """
+            SELECT coalesce(l.start_point, l.id), l.environment_id FROM pandora.request_logs l
+             WHERE l.reservation_id = $1 AND l.id >= $2 AND l.id < $3 AND l.environment_id IS NOT NULL ORDER BY l.id LIMIT 1
+            """,
+        parameterTypes: [.text, .text, .text])
+
     private func read(
         _ name: String, _ condition: LogCondition, order: String, limit: Int?
     ) async throws(PostgresError) -> [LogEntry] {
