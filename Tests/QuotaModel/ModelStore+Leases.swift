@@ -115,6 +115,7 @@ extension ModelStore {
             leases[key] = lease
         }
         ledger[id, default: Booked()].hops += units - excess
+        ledger[id]!.unleased += units - leased
         ledger[id]!.refund -= refund
         ledger[id]!.overrun += excess
         if quotas[id.row]?.period == id.period {

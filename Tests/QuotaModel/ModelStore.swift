@@ -77,6 +77,8 @@ public struct ModelStore: Sendable {
         /// The part of `limit` with which the period opened.
         public var openedLimit: Int64 = 0
         public var hops: Int64 = 0
+        /// The part of `hops` that needed no lease.
+        public var unleased: Int64 = 0
         public var lost: Int64 = 0
         public var refund: Int64 = 0
         public var overrun: Int64 = 0

@@ -174,7 +174,7 @@ extension Simulation {
         guard storeDownUntil <= now else { return }
         store.resetIfDue()
         // A store that came up a moment ago waits for the settlements that wait for it.
-        if now >= storeDownUntil + 60_000_000 || storeDownUntil == 0 { store.expireFlows() }
+        if now >= storeDownUntil + 2_000_000 || storeDownUntil == 0 { store.expireFlows() }
         if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
         noteLimits()
         if random.chance(3) { standby = store }

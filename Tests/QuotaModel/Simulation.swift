@@ -69,6 +69,7 @@ public final class Simulation {
     public internal(set) var flowsCommitted = 0
     public internal(set) var flowsRefused = 0
     public internal(set) var flowsPending = 0
+    public internal(set) var flowsLate = 0
 
     public init(seed: UInt64, options: Options = Options()) {
         self.seed = seed
@@ -91,7 +92,7 @@ public final class Simulation {
             events.add(.arrive(index), at: random.pick(0...1_000_000))
         }
         events.add(.sweep, at: 1_000_000)
-        events.add(.chaos, at: 3_000_000)
+        events.add(.chaos, at: min(3_000_000, 3 * options.chaosGap))
         if options.flowGap != nil { events.add(.flowArrive, at: 200_000) }
     }
 

@@ -47,7 +47,7 @@ import Testing
     @Test(arguments: seeds) func flowsAloneAreChargedOnce(_ seed: UInt64) throws {
         var options = Simulation.Options()
         options.arrivalGap = 400_000
-        options.flowGap = 4_000
+        options.flowGap = 12_000
         options.chaosGap = 150_000
         options.limits = [12, 100, 5_000, nil]
         options.periodLength = seed.isMultiple(of: 2) ? nil : 20_000_000
