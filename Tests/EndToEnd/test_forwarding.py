@@ -178,6 +178,13 @@ def test_answer_comes_back_as_it_is(gateway, key, name, status, reason, body):
         assert wire.send(request("GET", "/echo", key=key)).read().status == 200, "the connection goes on"
 
 
+def test_head_larger_than_the_window_ends_an_answer_without_body(gateway, key):
+    with Wire(gateway.port) as wire:
+        for _ in range(3):
+            answer = wire.send(request("GET", "/raw/large-head", key=key)).read()
+            assert answer.status == 204 and answer["x-large"] == "l" * 12_000
+
+
 def test_answer_without_reason(gateway, key):
     answer = ask(gateway.port, "GET", "/raw/reasonless", key=key)
     assert (answer.status, answer.body) == (200, b"ok")

@@ -4,14 +4,17 @@ import gzip
 import hashlib
 import pathlib
 import re
+import socket
 import subprocess
+import threading
+import time
 import zlib
 
 import httpx
 import pytest
 
 import kit
-from wire import Answer
+from wire import Answer, Wire, request
 
 # What a proxy says of its own connection, and the clock.
 OF_THE_HOP = ("connection", "keep-alive", "transfer-encoding", "date", "via", "pandora-", "ratelimit")
@@ -109,6 +112,21 @@ def test_200_megabytes_go_up_whole_in_little_memory(nginx, services, gateway):
     assert done.stdout == "201"
     assert sha256(services.files / "upload" / "up.bin") == sha256(services.files / "large.bin")
     assert resident(gateway.pid) - before < 32 << 20
+
+
+def test_answers_to_a_client_that_reads_none_of_them_wait_outside(nginx, services, gateway):
+    """Pipelined requests: where one answer has filled the connection, the upstream of the next one is held back at once."""
+    count, page = 1500, (services.files / "page.html").read_bytes()
+    before = resident(gateway.pid)
+    with Wire(gateway.port, timeout=60) as wire:
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        sender = threading.Thread(target=wire.send, args=(request("GET", "/page.html", host="nginx.test", key=nginx.key) * count,))
+        sender.start()
+        time.sleep(2)
+        assert resident(gateway.pid) - before < 32 << 20, f"{count} answers are {count * len(page) >> 20} MiB"
+        for _ in range(count):
+            assert wire.read().body == page
+        sender.join()
 
 
 def test_slow_reader_gets_it_all(nginx):

@@ -1,10 +1,12 @@
 """An upstream that does what it is told, byte by byte, and remembers what it was asked."""
 
+import collections
 import json
 import socket
 import struct
 import threading
 import time
+import urllib.parse
 
 HANG = object()
 """In a script: nothing more is sent until the other side closes."""
@@ -45,6 +47,7 @@ SCRIPTS = {
                b"X-Hop: gone\r\nKeep-Alive: timeout=5\r\nX-Twice: two\r\nPandora-Request-Id: forged\r\nx-Case: KePt\r\n"
                b"Content-Length: 2\r\n\r\nok"],
     "no-content": [b"HTTP/1.1 204 No Content\r\nX-Reason: none\r\n\r\n"],
+    "large-head": [b"HTTP/1.1 204 No Content\r\nX-Large: " + b"l" * 12_000 + b"\r\n\r\n"],
     "not-modified": [b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n"],
     "teapot": [b"HTTP/1.1 418 I'm a teapot\r\nContent-Length: 5\r\n\r\nshort"],
     "strange": [b"HTTP/1.1 599 Nobody Knows\r\nContent-Length: 7\r\n\r\nstrange"],
@@ -73,12 +76,17 @@ class Received:
 
 
 class ScriptedUpstream:
-    """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time."""
+    """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time.
+
+    /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `empty` (no body), and `hold`: a name that it waits
+    for until `release(name)`.
+    """
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self.listener.getsockname()[1]
         self.received, self.lock, self.connections = [], threading.Lock(), 0
+        self.gates = collections.defaultdict(threading.Event)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
@@ -88,6 +96,10 @@ class ScriptedUpstream:
         """Requests whose target has the token."""
         with self.lock:
             return [one for one in self.received if token.encode() in one.target]
+
+    def release(self, name):
+        """Lets requests to /say that hold on this name have their answers."""
+        self.gates[name].set()
 
     def _accept(self):
         while True:
@@ -145,12 +157,25 @@ class ScriptedUpstream:
         if path.startswith("/raw/"):
             self._play(connection, stream, request, SCRIPTS[path[5:]])
             return False
+        if path == "/say":
+            return self._say(connection, request)
         if path == "/echo/late":
             time.sleep(0.3)
         answer = json.dumps({
             "head": request.head.decode("latin-1"), "body": request.body.decode("latin-1"), "chunked": request.is_chunked,
             "connection": request.connection}).encode()
         connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(answer) + (b"" if request.method == b"HEAD" else answer))
+        return True
+
+    def _say(self, connection, request):
+        said = dict(urllib.parse.parse_qsl(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+        if "hold" in said:
+            self.gates[said["hold"]].wait(30)
+        body = b"" if "empty" in said else b"said"
+        head = b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n" % (int(said.get("status", 200)), len(body))
+        if "outcome" in said:
+            head += b"Pandora-Flow-Outcome: %s\r\n" % said["outcome"].encode("latin-1")
+        connection.sendall(head + b"\r\n" + body)
         return True
 
     @staticmethod

@@ -130,7 +130,7 @@ extension Exchange {
             machine.flowSettled()
             passHead(head)
             if let lateFailure { return refuse(lateFailure) }
-            transfer?.resumeReceiving()
+            if !mustHoldBack { transfer?.resumeReceiving() }
         }
     }
 

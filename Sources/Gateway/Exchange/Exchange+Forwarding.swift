@@ -110,13 +110,25 @@ extension Exchange {
     // MARK: The answer
 
     /// The client takes bytes again.
-    func clientWritable() { transfer?.resumeReceiving() }
-
-    func clientFull() {
-        // The last bytes leave only once the transfer has ended: its end must not wait for them to leave.
-        if case .length = framing, answerLeft <= 0 { return }
-        transfer?.pauseReceiving()
+    func clientWritable() {
+        // What waits for a flow's settlement does not wait for the client.
+        guard machine.phase != .settling else { return }
+        transfer?.resumeReceiving()
     }
+
+    func clientFull() { if isMoreToCome { transfer?.pauseReceiving() } }
+
+    /// The last bytes leave only once the transfer has ended: its end must not wait for them to leave.
+    private var isMoreToCome: Bool {
+        switch framing {
+        case .empty: false
+        case .length: answerLeft > 0
+        case .chunked, .close: true
+        }
+    }
+
+    /// Whether the upstream is to be held back. Where the answers before this one filled the connection nobody else says it.
+    var mustHoldBack: Bool { isMoreToCome && connection?.isWritable == false }
 }
 
 extension Exchange: TransferDelegate {
@@ -145,6 +157,7 @@ extension Exchange: TransferDelegate {
         connection?.write(answer.bytes)
         // What completes an answer waits until its hop is in the spool.
         if framing != .empty, framing != .length(0) { connection?.flushSoon() }
+        if mustHoldBack { transfer?.pauseReceiving() }
     }
 
     func transferBody(_ transfer: Transfer, _ bytes: ByteBuffer) {

@@ -259,6 +259,9 @@ final class ClientConnection: ChannelInboundHandler {
 
     // MARK: Out
 
+    /// Whether the client takes bytes as they come.
+    var isWritable: Bool { context?.channel.isWritable ?? true }
+
     /// Queues bytes; they leave in the flush phase of a turn after `flushSoon()`.
     func write(_ bytes: ByteBuffer) { context?.write(wrapOutboundOut(bytes), promise: nil) }
 
