@@ -26,7 +26,7 @@ extension Exchange {
         var part = FlowPart(flow, role)
         if case .step = role, let text = head.idempotencyKey {
             guard let key = StepKey(text.utf8) else {
-                return refuse(.init(.requestMalformed, detail: "Idempotency-Key is not 1 to 255 visible characters"))
+                return refuse(.init(.requestMalformed, detail: "Idempotency-Key is not 1 to 255 printable characters"))
             }
             part.stepKey = key
         }
@@ -52,9 +52,12 @@ extension Exchange {
     }
 
     private func flowStarted(_ answer: FlowStartAnswer, _ id: ReservationID) {
-        if case .started(let open, let view) = answer {
+        switch answer {
+        case .started(let open, let view):
             flow?.open = open
             quotaView = view
+        case .usedUp(_, let view), .held(_, let view): quotaView = view
+        case .limitReached, .notAssigned, .unavailable: break
         }
         entered(ExchangeMachine.Reason(answer))
     }

@@ -19,9 +19,9 @@ struct FlowPart {
 
     init(_ flow: Flow, _ role: FlowRole) { (self.flow, self.role) = (flow, role) }
 
-    /// What the answer says of the flow.
+    /// What the answer says of the flow. An answer of our own may not have waited for what was said.
     var fields: AnswerHead.FlowFields? {
         guard let open else { return nil }
-        return AnswerHead.FlowFields(id: open.id, state: state ?? "open")
+        return AnswerHead.FlowFields(id: open.id, state: state ?? (isSettled ? "pending" : "open"))
     }
 }

@@ -90,10 +90,10 @@ struct RequestHead {
             guard value.isNamed("100-continue") else { throw Fault(.requestMalformed, "Expect is not 100-continue") }
             expectsContinue = isHTTP11
         case .upgrade: wantsWebSocket = value.isNamed("websocket")
-        case .startPoint: startPoint = value
-        case .flow: flow = value
+        case .startPoint: startPoint = Self.joined(startPoint, value)
+        case .flow: flow = Self.joined(flow, value)
         case .idempotencyKey:
-            idempotencyKey = value
+            idempotencyKey = Self.joined(idempotencyKey, value)
             kind = .endToEnd
         case .traceparent:
             // A second one, or one that cannot be read, is as good as none (W3C Trace Context, 3.2.2 and 4.3).
@@ -103,6 +103,9 @@ struct RequestHead {
         }
         kinds.append(kind)
     }
+
+    /// A field that comes twice is a list (RFC 9110, 5.3), which is no value where one is wanted.
+    private static func joined(_ first: String?, _ value: String) -> String { first.map { $0 + ", " + value } ?? value }
 
     private mutating func takeConnection(_ value: String, _ reading: inout Reading) {
         for token in value.split(separator: ",") {
