@@ -10,31 +10,10 @@ import uuid
 
 import pytest
 
-import conftest
 import kit
 import tenants as tenancy
+from sites import Site
 from wire import Cut, Wire, request
-
-
-class Site:
-    """A PostgreSQL and a gateway that a test may break."""
-
-    def __init__(self, binary, services, directory):
-        self.binary, self.services, self.directory = binary, services, directory
-        self.postgres, self.gateway = kit.PostgreSQL(), None
-        try:
-            self.postgres.psql("CREATE DATABASE pandora", "postgres")
-            kit.Pandora(binary, self.postgres.url()).run("migrate")
-            self.tenants, self.log = tenancy.Tenants(self.postgres), tenancy.RequestLog(self.postgres)
-            self.gateway = kit.Gateway("site", binary, conftest.configuration(services, workers=2), directory, self.postgres.url())
-        except BaseException:
-            self.remove()
-            raise
-
-    def remove(self):
-        if self.gateway and self.gateway.running():
-            self.gateway.kill()
-        self.postgres.remove()
 
 
 @pytest.fixture(scope="module")
