@@ -100,9 +100,12 @@ class Process:
 
 
 class PostgreSQL:
-    """A cluster of its own on a unix socket, run by an unprivileged user when the tests run as root."""
+    """A cluster of its own on a unix socket, run by an unprivileged user when the tests run as root.
 
-    def __init__(self, before=()):
+    `follows`: another one, whose standby it is.
+    """
+
+    def __init__(self, before=(), follows=None):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="pandora-pg-", dir="/tmp"))
         self.before, self.process = before, None
         programs = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
@@ -111,9 +114,12 @@ class PostgreSQL:
         if os.geteuid() == 0:
             self.as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
             shutil.chown(self.directory, "postgres", "postgres")
-        subprocess.run([*self.as_user, self.programs / "initdb", "-D", self.directory / "data", "-U", "postgres", "-A",
-                        "trust", "-E", "UTF8", "--locale=C", "-N"], check=True, stdout=subprocess.DEVNULL,
-                       cwd=self.directory)
+        make = [self.programs / "initdb", "-D", self.directory / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8",
+                "--locale=C", "-N"]
+        if follows:
+            make = [self.programs / "pg_basebackup", "-D", self.directory / "data", "-R", "-c", "fast",
+                    "-d", f"host={follows.directory} user=postgres application_name=standby"]
+        subprocess.run([*self.as_user, *make], check=True, stdout=subprocess.DEVNULL, cwd=self.directory)
         self.start()
 
     def start(self):

@@ -1,0 +1,405 @@
+"""Three gateways, one PostgreSQL, everything killed at random under load: afterwards the books agree to the unit.
+
+What must hold is `answered successes <= charged <= upstream successes`, for requests and for flows: between an upstream's success
+and the write to the spool a SIGKILL leaves a request unanswered and uncharged, and that is the only gap.
+"""
+
+import asyncio
+import collections
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+import flows
+import kit
+from flows import Flow
+from sites import Site
+from upstreams import ScriptedUpstream
+from wire import Answer, Cut, Wire, request
+
+FLOWS = {
+    "keep": {"ttl": "5s", "max_open": 10_000, "steps": 1, "timeouts": {"total": "5s"}},
+    "roll": {"ttl": "5s", "max_open": 10_000, "steps": 1, "on_failure": "rollback", "units": 3, "timeouts": {"total": "5s"}},
+}
+
+
+def configuration(services, **options):
+    return flows.configuration(services, FLOWS, workers=1, drain="10s", **options)
+
+
+class Told:
+    """What the clients were told: only answers that arrived whole."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.served, self.charged, self.committed, self.ended = set(), set(), set(), set()
+        self.codes = collections.Counter()
+
+    def note(self, answer):
+        with self.lock:
+            if answer["content-type"] == "application/problem+json":
+                self.codes[answer.json()["code"]] += 1
+            else:
+                self.codes[answer.status] += 1
+                self.served.add(answer.id)
+
+    def charge(self, answer):
+        with self.lock:
+            self.charged.add(answer.id)
+
+    def commit(self, flow):
+        with self.lock:
+            self.committed.add(flow.id)
+
+    def end(self, flow):
+        """Asked for through the endpoint; what the answer was is another matter."""
+        with self.lock:
+            self.ended.add(flow.id)
+
+
+class Client(threading.Thread):
+    """Does single requests and flows on any node, again and again; answers that do not come are nothing to it."""
+
+    def __init__(self, site, keys, told, failures=0.1):
+        super().__init__(daemon=True)
+        self.site, self.keys, self.told, self.failures = site, keys, told, failures
+        self.random, self.stopping, self.fault = random.Random(), threading.Event(), None
+        self.start()
+
+    def run(self):
+        while not self.stopping.is_set():
+            try:
+                key = self.random.choice(self.keys)
+                if self.random.random() < 0.5:
+                    self.requests(key)
+                else:
+                    self.flow(key)
+            except (Cut, OSError):
+                time.sleep(0.02)
+            except Exception as fault:  # Told to the test, which would not see it in a thread.
+                self.fault = fault
+                return
+
+    @property
+    def port(self):
+        return self.random.choice(self.site.gateways).port
+
+    def fails(self):
+        return self.random.random() < self.failures
+
+    def requests(self, key):
+        with Wire(self.port, timeout=15) as wire:
+            for _ in range(self.random.randrange(1, 8)):
+                failing = self.fails()
+                answer = wire.send(request("GET", "/say?single" + "&status=500" * failing, key=key)).read()
+                self.told.note(answer)
+                if answer.status == 200:
+                    self.told.charge(answer)
+                if answer["connection"] == "close":
+                    return
+                if answer.status in (429, 503):
+                    time.sleep(0.01)
+
+    def flow(self, key):
+        flow = Flow(self.port, key, self.random.choice(list(FLOWS)))
+        answer = flow.start("/say?start" + "&status=500" * self.fails(), port=self.port)
+        self.told.note(answer)
+        if answer.status != 200:
+            return time.sleep(0.01 * (answer.status in (429, 503)))
+        for _ in range(self.random.randrange(3)):
+            self.told.note(flow.step("/say?step", port=self.port))
+        way = self.random.random()
+        if way < 0.1:
+            return  # Abandoned.
+        if way < 0.2:
+            self.told.end(flow)
+            answer = flow.commit(port=self.port) if way < 0.15 else flow.rollback(port=self.port)
+            return self.told.note(answer)
+        for _ in range(3):
+            answer = flow.finish(f"/say?finish={flow.id}" + "&status=500" * self.fails(), port=self.port)
+            self.told.note(answer)
+            if answer.status == 200:
+                assert answer["pandora-flow-state"] in ("committed", "pending", "expired"), answer
+                if answer["pandora-flow-state"] != "expired":
+                    self.told.commit(flow)
+            if answer.status not in (500, 503):
+                return
+
+
+@contextlib.contextmanager
+def clients(site, environments, count, told, **options):
+    running = [Client(site, [environment.key for environment in environments], told, **options) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.stopping.set()
+        for one in running:
+            one.join(60)
+    assert [one.fault for one in running if one.fault] == []
+
+
+class Chaos(threading.Thread):
+    """Calls something again and again, at random intervals."""
+
+    def __init__(self, pause, action):
+        super().__init__(daemon=True)
+        self.pause, self.action, self.fault, self.count = pause, action, None, 0
+        self.stopping = threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.stopping.wait(random.uniform(*self.pause)):
+            try:
+                self.action()
+                self.count += 1
+            except BaseException as fault:
+                self.fault = fault
+                return
+
+    def stop(self):
+        self.stopping.set()
+        self.join(120)
+        if self.fault:
+            raise self.fault
+
+
+def kill_a_gateway(site):
+    gateway = random.choice(site.gateways)
+    gateway.kill()
+    time.sleep(random.uniform(0, 0.5))
+    gateway.start()
+
+
+def stop_postgresql(site):
+    site.postgres.stop(random.choice([signal.SIGINT, signal.SIGQUIT]))
+    time.sleep(random.uniform(0, 1.5))
+    site.postgres.start()
+
+
+def turn_the_period(site, environment):
+    with contextlib.suppress(OSError):
+        site.tenants.sql(
+            f"UPDATE pandora.project_service SET next_reset = clock_timestamp() WHERE project_id = {environment.project_id}")
+
+
+# ---- Afterwards -------------------------------------------------------------------------------------------------------
+
+
+def expect_balanced(postgres, told, upstream, killed):
+    """The equalities, by SQL, once every gateway has stopped in order and what was abandoned is given back."""
+    def column(sql):
+        return {row[0] for row in postgres.psql(sql)}
+
+    def empty(what, sql):
+        rows = postgres.psql(sql)
+        assert not rows, f"{what}: {rows[:5]}"
+
+    postgres.psql("UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s';")
+    while postgres.psql("SELECT pandora.flow_expire(1000, '0 s')") != [["0"]]:
+        pass
+    sums = """SELECT environment_id, service_id, period, sum(used_delta) AS used, sum(limit_delta) AS granted
+                FROM pandora.quota_ledger GROUP BY 1, 2, 3"""
+    empty("used = sum of used_delta, available = limit - used, held = 0", f"""
+        SELECT e.*, l.used FROM pandora.environment_service e LEFT JOIN ({sums}) l USING (environment_id, service_id, period)
+         WHERE e.used_request <> l.used OR e.held_request <> 0 OR coalesce(e.max_request, 0) <> l.granted
+            OR e.available_request <> e.max_request - e.used_request""")
+    empty("no period used more than its limit", f"""
+        SELECT l.* FROM ({sums}) l JOIN pandora.environment_service e USING (environment_id, service_id)
+         WHERE e.max_request IS NOT NULL AND l.used > l.granted""")
+    empty("open leases", "SELECT * FROM pandora.quota_lease WHERE granted <> settled")
+    # Requests of an unlimited row hold nothing, so that no period is theirs before they are booked.
+    period = """CASE WHEN (environment_id, service_id) IN (SELECT environment_id, service_id FROM pandora.environment_service
+                 WHERE max_request IS NULL) THEN 0 ELSE period END AS period"""
+    empty("every unit of the log is in the ledger, in its period", f"""
+        SELECT * FROM (SELECT environment_id, service_id, {period}, sum(units) AS units FROM pandora.request_logs
+                        WHERE units > 0 GROUP BY 1, 2, 3) r
+          FULL JOIN (SELECT environment_id, service_id, {period}, sum(used_delta) AS units FROM pandora.quota_ledger
+                      WHERE kind = 'hops' GROUP BY 1, 2, 3 HAVING sum(used_delta) > 0) l USING (environment_id, service_id, period)
+         WHERE r.units IS DISTINCT FROM l.units""")
+    kinds = column("SELECT DISTINCT kind FROM pandora.quota_ledger")
+    assert kinds <= {"opened", "hops", "flow"}, f"nothing was lost, nothing was used that was not held: {kinds}"
+    empty("flows that ended twice", """
+        SELECT reservation_id FROM pandora.quota_ledger WHERE kind = 'flow' GROUP BY 1 HAVING count(*) > 1""")
+    empty("flows left", "SELECT * FROM pandora.reservations")
+    empty("hops of nobody", "SELECT * FROM pandora.flow_hop")
+
+    lost = told.served - column("SELECT id FROM pandora.request_logs")
+    assert not lost, f"{len(lost)} of {len(told.served)} answered requests are not in the log: {sorted(lost)[:5]}"
+    charged = column("SELECT id FROM pandora.request_logs WHERE units > 0")
+    with upstream.lock:
+        good = [one for one in upstream.received if one.is_complete and b"status=500" not in one.target]
+    served = {one.all("Pandora-Request-Id")[0] for one in good if b"?single" in one.target}
+    assert told.charged <= charged, f"answered, not charged: {sorted(told.charged - charged)[:5]}"
+    assert charged <= served, f"charged, not served: {sorted(charged - served)[:5]}"
+    committed = column("SELECT reservation_id FROM pandora.quota_ledger WHERE outcome = 'committed'")
+    finished = {one.target.partition(b"finish=")[2].partition(b"&")[0].decode() for one in good if b"finish=" in one.target}
+    assert told.committed <= committed, f"told, not committed: {sorted(told.committed - committed)[:5]}"
+    assert committed <= finished | told.ended, f"committed, not finished: {sorted(committed - finished - told.ended)[:5]}"
+    if not killed:
+        assert told.charged == charged == served
+        assert told.committed | told.ended >= committed and finished <= committed
+    return len(charged), len(committed)
+
+
+def burn(binary, services, directory, seconds, count):
+    """Load and chaos for so long, then the books."""
+    upstream = ScriptedUpstream()
+    site = Site(binary, services, directory, configuration(services, upstream=f"127.0.0.1:{upstream.port}"), nodes=3)
+    try:
+        environments = [site.tenants.environment(orders=limit) for limit in (200, 2_000, 20_000, None)]
+        turning = site.tenants.environment(orders=100)
+        told = Told()
+        with clients(site, [*environments, turning], count, told):
+            kit.eventually(lambda: len(told.served) > 100, 30, "there is load")
+            chaos = [Chaos((0.5, 2.5), lambda: kill_a_gateway(site)), Chaos((2, 6), lambda: stop_postgresql(site)),
+                     Chaos((2, 4), lambda: turn_the_period(site, turning))]
+            time.sleep(seconds)
+            for one in chaos:
+                one.stop()
+        for gateway in site.gateways:
+            assert gateway.running(), gateway.log()[-4000:]
+            assert gateway.stop(60) == 0
+        charged, committed = expect_balanced(site.postgres, told, upstream, killed=True)
+        assert charged > 100 and committed > 20, (charged, committed, told.codes)
+        assert all(one.count > 0 for one in chaos)
+        print(f"{charged} charged, {committed} committed, {[one.count for one in chaos]} kills, outages and resets; {told.codes}")
+    finally:
+        site.remove()
+        upstream.close()
+
+
+@pytest.mark.timeout(240)
+def test_fire(binary, services, tmp_path):
+    burn(binary, services, tmp_path, 25, 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7 * 86_400)
+def test_long_fire(binary, services, tmp_path):
+    burn(binary, services, tmp_path, int(os.environ.get("PANDORA_LONG_SECONDS", "600")), 300)
+
+
+# ---- Exhaustion -------------------------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Requests that are all under way at once, over all nodes; each on a connection of its own."""
+
+    def __init__(self, ports):
+        self.ports, self.again = ports, collections.Counter()
+
+    async def connect(self, number):
+        return await asyncio.open_connection("127.0.0.1", self.ports[number % len(self.ports)])
+
+    async def ask(self, connection, data):
+        """Sent again where the answer is 503: that says nothing of the quota."""
+        reader, writer = connection
+        while True:
+            writer.write(data)
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = Answer(head[:-4])
+            answer.body = await reader.readexactly(int(answer["content-length"]))
+            if answer.status != 503:
+                return answer
+            self.again[answer.json()["code"]] += 1
+            await asyncio.sleep(0.5)
+
+    def run(self, count, walk):
+        """`walk(connection)` for so many connections, once all of them stand."""
+        async def everything():
+            connections = []
+            for first in range(0, count, 500):
+                connections += await asyncio.gather(*(self.connect(number) for number in range(first, min(first + 500, count))))
+            answers = await asyncio.gather(*(walk(connection) for connection in connections))
+            for _, writer in connections:
+                writer.close()
+            return answers
+
+        return asyncio.run(everything())
+
+
+@pytest.fixture(scope="module")
+def three(binary, services, tmp_path_factory):
+    """Three nodes before a quick upstream."""
+    upstream = f"127.0.0.1:{services.nginx.port}"
+    site = Site(binary, services, tmp_path_factory.mktemp("three"), configuration(services, upstream=upstream), nodes=3)
+    yield site
+    site.remove()
+
+
+@pytest.mark.timeout(120)
+def test_a_thousand_units_and_five_thousand_requests_at_once(three):
+    environment = three.tenants.environment(orders=1000)
+    crowd = Crowd([gateway.port for gateway in three.gateways])
+    data = request("GET", "/small.txt", key=environment.key)
+    answers = crowd.run(5000, lambda connection: crowd.ask(connection, data))
+    counts = collections.Counter(answer.status for answer in answers)
+    assert counts == {200: 1000, 429: 4000}, (counts, crowd.again)
+    assert {answer.json()["code"] for answer in answers if answer.status == 429} <= {"QUOTA_EXCEEDED", "QUOTA_HELD"}
+    kit.eventually(lambda: three.log.quota(environment, "orders") == [1000, 0, 0, 1000], 30, "the books agree")
+    charged = three.log.ids(f"environment_id = {environment.id} AND units = 1")
+    assert charged == {answer.id for answer in answers if answer.status == 200}
+
+
+@pytest.mark.timeout(120)
+def test_a_thousand_units_and_five_thousand_flows_at_once(three):
+    environment = three.tenants.environment(orders=1000)
+    crowd = Crowd([gateway.port for gateway in three.gateways])
+    start = request("GET", "/start/small.txt", host="keep.test", key=environment.key)
+
+    async def walk(connection):
+        started = await crowd.ask(connection, start)
+        if started.status != 200:
+            return started, None
+        field = f"Pandora-Flow: {started['pandora-flow']}"
+        return started, await crowd.ask(connection, request(
+            "GET", "/finish/small.txt", field, host="keep.test", key=environment.key))
+
+    answers = crowd.run(5000, walk)
+    counts = collections.Counter(started.status for started, _ in answers)
+    assert counts == {200: 1000, 429: 4000}, (counts, crowd.again)
+    assert {started.json()["code"] for started, _ in answers if started.status == 429} <= {"QUOTA_EXCEEDED", "QUOTA_HELD"}
+    states = collections.Counter(finish["pandora-flow-state"] for _, finish in answers if finish)
+    assert states == {"committed": 1000}, (states, crowd.again)
+    kit.eventually(lambda: three.log.quota(environment, "orders") == [1000, 0, 0, 1000], 30, "the books agree")
+
+
+# ---- Failover ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)
+def test_failover_to_a_synchronous_standby_loses_nothing(binary, services, tmp_path):
+    primary, standby, site, upstream = kit.PostgreSQL(), None, None, ScriptedUpstream()
+    try:
+        standby = kit.PostgreSQL(follows=primary)
+        primary.psql("ALTER SYSTEM SET synchronous_standby_names = 'standby'", "postgres")
+        primary.psql("SELECT pg_reload_conf()", "postgres")
+        kit.eventually(lambda: primary.psql("SELECT sync_state FROM pg_stat_replication", "postgres") == [["sync"]],
+                       what="the standby is synchronous")
+        settings = configuration(services, upstream=f"127.0.0.1:{upstream.port}")
+        url = f"postgres://postgres@/pandora?host={primary.directory},{standby.directory}"
+        site = Site(binary, services, tmp_path, settings, nodes=2, postgres=primary, url=url)
+        environments, told = [site.tenants.environment(orders=limit) for limit in (1_000_000, None)], Told()
+        pids = [gateway.pid for gateway in site.gateways]
+        with clients(site, environments, 24, told):
+            kit.eventually(lambda: len(told.served) > 300 and len(told.committed) > 20, 30, "there is load")
+            primary.stop(signal.SIGQUIT)
+            time.sleep(0.5)
+            standby.psql("SELECT pg_promote()", "postgres")
+            promoted, committed = len(told.served), len(told.committed)
+            kit.eventually(lambda: len(told.served) > promoted + 200 and len(told.committed) > committed + 20, 60, "it goes on")
+        assert [gateway.pid for gateway in site.gateways] == pids and all(gateway.running() for gateway in site.gateways)
+        for gateway in site.gateways:
+            assert gateway.stop(60) == 0
+        expect_balanced(standby, told, upstream, killed=False)
+    finally:
+        for one in (site, standby, primary):
+            if one:
+                one.remove()
+        upstream.close()
