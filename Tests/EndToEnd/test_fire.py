@@ -191,8 +191,8 @@ def turn_the_period(site, environment):
 # ---- Afterwards -------------------------------------------------------------------------------------------------------
 
 
-def expect_balanced(postgres, told, upstream, killed):
-    """The equalities, by SQL, once every gateway has stopped in order and what was abandoned is given back."""
+def expect_balanced(binary, postgres, told, upstream, killed):
+    """The equalities, by SQL and by `pandora doctor`, once every gateway has stopped in order and what was abandoned is given back."""
     def column(sql):
         return {row[0] for row in postgres.psql(sql)}
 
@@ -228,6 +228,8 @@ def expect_balanced(postgres, told, upstream, killed):
         SELECT reservation_id FROM pandora.quota_ledger WHERE kind = 'flow' GROUP BY 1 HAVING count(*) > 1""")
     empty("flows left", "SELECT * FROM pandora.reservations")
     empty("hops of nobody", "SELECT * FROM pandora.flow_hop")
+
+    assert "nothing is wrong" in kit.Pandora(binary, postgres.url()).run("doctor").stdout
 
     lost = told.served - column("SELECT id FROM pandora.request_logs")
     assert not lost, f"{len(lost)} of {len(told.served)} answered requests are not in the log: {sorted(lost)[:5]}"
@@ -265,7 +267,7 @@ def burn(binary, services, directory, seconds, count):
         for gateway in site.gateways:
             assert gateway.running(), gateway.log()[-4000:]
             assert gateway.stop(60) == 0
-        charged, committed = expect_balanced(site.postgres, told, upstream, killed=True)
+        charged, committed = expect_balanced(binary, site.postgres, told, upstream, killed=True)
         assert charged > 100 and committed > 20, (charged, committed, told.codes)
         assert all(one.count > 0 for one in chaos)
         print(f"{charged} charged, {committed} committed, {[one.count for one in chaos]} kills, outages and resets; {told.codes}")
@@ -397,7 +399,7 @@ def test_failover_to_a_synchronous_standby_loses_nothing(binary, services, tmp_p
         assert [gateway.pid for gateway in site.gateways] == pids and all(gateway.running() for gateway in site.gateways)
         for gateway in site.gateways:
             assert gateway.stop(60) == 0
-        expect_balanced(standby, told, upstream, killed=False)
+        expect_balanced(binary, standby, told, upstream, killed=False)
     finally:
         for one in (site, standby, primary):
             if one:
