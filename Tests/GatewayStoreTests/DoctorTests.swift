@@ -397,8 +397,8 @@ import Testing
         try await client.query(Statement(name: "names", sql: "ALTER SYSTEM SET synchronous_standby_names = '*'", isPrepared: false))
         try await client.script("SELECT pg_reload_conf()")
         try await eventually("it is synchronous") { try await DatabaseSettings.read(client).durabilityFaults == [] }
-        standby.terminate()
-        try await offTheCooperativePool { standby.waitUntilExit() }
+        kill(standby.processIdentifier, SIGKILL)
+        try await eventually("it is gone") { try await DatabaseSettings.read(client).standbys == 0 }
         await client.shutdown()
         reactor.stop()
         try await offTheCooperativePool {
