@@ -69,6 +69,8 @@ final class Worker: TurnHook, @unchecked Sendable {
         signer = StartPointSigner(secret: parts.secret)
         var configuration = CurlConfiguration()
         configuration.windowBytes = Self.windowBytes
+        // What a paused transfer keeps twice: in the buffer and in libcurl's copy of what was not taken.
+        configuration.receiveBufferBytes = Self.windowBytes / 2
         curl = try CurlClient(on: reactor, configuration: configuration)
         spool = try SpoolWriter(SpoolSettings(boot.spool, node: parts.nodeName), on: reactor)
         database = PostgresClient(parts.database, role: .pipeline, on: reactor)
