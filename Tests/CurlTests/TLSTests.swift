@@ -40,7 +40,7 @@ private final class TLSServer: @unchecked Sendable {
         output.fileHandleForReading.readabilityHandler = { if $0.availableData.isEmpty { $0.readabilityHandler = nil } }
     }
 
-    deinit { process.terminate() }
+    deinit { kill(process.processIdentifier, SIGKILL) }
 }
 
 /// Counts how often a file is opened (inotify(7)).
