@@ -102,12 +102,12 @@ class Process:
 class PostgreSQL:
     """A cluster of its own on a unix socket, run by an unprivileged user when the tests run as root.
 
-    `follows`: another one, whose standby it is.
+    `follows`: another one, whose standby it is. `settings`: further ones of the server, `name=value`.
     """
 
-    def __init__(self, before=(), follows=None):
+    def __init__(self, before=(), follows=None, settings=()):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="pandora-pg-", dir="/tmp"))
-        self.before, self.process = before, None
+        self.before, self.settings, self.process = before, settings, None
         programs = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         self.programs = programs[-1]
         self.as_user = []
@@ -126,7 +126,7 @@ class PostgreSQL:
         self.process = subprocess.Popen(
             [*self.before, *self.as_user, self.programs / "postgres", "-D", self.directory / "data", "-k", self.directory,
              "-c", "listen_addresses=", "-c", "max_connections=200", "-c", "shared_buffers=128MB",
-             "-c", "synchronous_commit=on", "-c", "max_wal_size=4GB"],
+             "-c", "synchronous_commit=on", "-c", "max_wal_size=4GB", *(part for one in self.settings for part in ("-c", one))],
             cwd=self.directory, stdin=subprocess.DEVNULL,
             stdout=(self.directory / "log").open("ab"), stderr=subprocess.STDOUT)
         eventually(lambda: self.psql("select 1", database="postgres"), what="PostgreSQL answers")

@@ -11,6 +11,7 @@ import sys
 import time
 
 import contenders
+import exact
 import memory
 import speed
 
@@ -29,6 +30,9 @@ def main():
         print(figures["machine"], flush=True)
         figures["speed"] = measure_speed(options, place)
         show_speed(figures["speed"], options)
+        if options.exact and "pandora" in options.only:
+            figures["exact"] = measure_exact(options, place)
+            show_exact(figures["exact"])
         if options.memory:
             figures["memory"] = measure_memory(options, place)
             show_memory(figures["memory"])
@@ -54,6 +58,7 @@ def arguments():
                         default=[1, 32, 128, 1000], metavar="LIST", help="default 1,32,128,1000")
     parser.add_argument("--json", metavar="FILE", help="also writes every figure of every round there")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leaves the memory part out")
+    parser.add_argument("--no-exact", dest="exact", action="store_false", help="leaves flows and SQL statements out")
     parser.add_argument("--binary", default=os.environ.get("PANDORA_BINARY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "pandora" in options.only and not options.binary:
@@ -88,6 +93,14 @@ def measure_speed(options, place):
     finally:
         for one in reversed(running):
             one.stop()
+
+
+def measure_exact(options, place):
+    upstream = contenders.Upstream(place)
+    try:
+        return exact.run(place, upstream.port, options.binary, max(options.seconds, 5), [16, 64, 256], say)
+    finally:
+        upstream.stop()
 
 
 def measure_memory(options, place):
@@ -150,6 +163,16 @@ def show_table(title, columns, lines, form, divisor=1):
         print(f"{'connections':<16}" + "".join(f"{column:>10}" for column in columns))
     for name, values in lines.items():
         print(f"{name:<16}" + "".join(f"{value / divisor:>10{form}}" for value in values))
+
+
+def show_exact(results):
+    print("\nNothing pinned: gateway, PostgreSQL with fsync, upstream and load on every core.")
+    print("{statements_per_1000:.1f} SQL statements per 1,000 requests of one hop; the log was {behind_ms:.0f} ms behind "
+          "{per_second:.0f} requests a second.".format(**results["statements"]))
+    print(f"\nFlows started and finished on one hot row\n{'open at once':<16}{'pairs/s':>10}{'p50, ms':>10}{'p99, ms':>10}"
+          "   (of a request)")
+    for count, one in results["flows"].items():
+        print(f"{count:<16}{one['per_second']:>10.0f}{one['p50_ms']:>10.1f}{one['p99_ms']:>10.1f}")
 
 
 def show_memory(results):

@@ -77,12 +77,15 @@ class Envoy(Contender):
 
 
 class Pandora(Contender):
-    """One worker with everything on: key, limited quota, every request in PostgreSQL, which runs on the other core."""
+    """One worker with everything on: key, limited quota, every request in PostgreSQL, which runs on the other core.
 
-    def __init__(self, place, upstream_port, binary):
+    `postgres`: settings of the server beside the usual ones. `more`: of the gateway's file.
+    """
+
+    def __init__(self, place, upstream_port, binary, pins=True, postgres=(), **more):
         self.name = "pandora"
-        other = processes.pinned(place.other_core)
-        self.postgres = kit.PostgreSQL(before=other)
+        own, other = (processes.pinned(core) if pins else [] for core in (place.server_core, place.other_core))
+        self.postgres = kit.PostgreSQL(before=other, settings=postgres)
         try:
             self.postgres.psql("CREATE DATABASE pandora;", "postgres")
             kit.Pandora(binary, self.postgres.url()).run("migrate")
@@ -91,7 +94,8 @@ class Pandora(Contender):
                 "workers": 1,
                 "upstreams": {"service": {"targets": [f"127.0.0.1:{upstream_port}"]}},
                 "routes": [{"name": "all", "service": "bench", "upstream": "service", "body_limit": "1GiB"}],
-            }, place.folder("pandora"), self.postgres.url(), before=processes.pinned(place.server_core))
+                **more,
+            }, place.folder("pandora"), self.postgres.url(), before=own)
         except BaseException:
             self.postgres.remove()
             raise
