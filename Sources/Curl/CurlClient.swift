@@ -15,6 +15,8 @@ public final class CurlClient: TurnHook {
     private var transfers: [ObjectIdentifier: Transfer] = [:]
     /// Transfers with something to deliver at the end of the turn.
     var ready: [Transfer] = []
+    /// Takes turns with `ready`, so that neither gives up its memory.
+    private var delivering: [Transfer] = []
     private var nextTick: NIODeadline?
     private var isShutDown = false
 
@@ -37,7 +39,7 @@ public final class CurlClient: TurnHook {
     // MARK: Starts
 
     /// Starts a transfer. Whatever happens, the delegate hears of it at the end of a turn, never before this returns. The
-    /// client keeps the transfer until it has ended, but its delegate only weakly: one that is gone cancels it.
+    /// client keeps the transfer, and that its delegate, until it has ended or is cancelled.
     ///
     /// Throws when nothing was begun: `overloaded`, `shutdown`, or `other` when the process is out of memory.
     public func start(_ request: TransferRequest, delegate: any TransferDelegate) throws(TransferError) -> Transfer {
@@ -116,9 +118,9 @@ public final class CurlClient: TurnHook {
         for _ in 0..<4 {
             for multi in multis { multi.collect() }
             guard !ready.isEmpty else { return }
-            let batch = ready
-            ready.removeAll(keepingCapacity: true)
-            for transfer in batch { transfer.deliver() }
+            swap(&ready, &delivering)
+            for transfer in delivering { transfer.deliver() }
+            delivering.removeAll(keepingCapacity: true)
         }
         reactor.requestTurn()
     }

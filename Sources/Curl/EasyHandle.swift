@@ -10,6 +10,7 @@ final class EasyHandle {
     private let errorText = UnsafeMutablePointer<CChar>.allocate(capacity: Int(CURL_ERROR_SIZE))
     private var hadBody = false
     private var wasHead = false
+    private var method = ""
     private var tls = Destination.TLS()
     private let certificateBundle: String
 
@@ -125,7 +126,10 @@ final class EasyHandle {
         }
         if isHead { _ = pcurl_set_no_body(raw, 1) }
         wasHead = isHead
-        _ = pcurl_set_custom_request(raw, request.method)
+        if request.method != method {
+            method = request.method
+            _ = pcurl_set_custom_request(raw, method)
+        }
     }
 }
 

@@ -4,7 +4,8 @@ internal import NIOCore
 /// The part of a request's body that libcurl has not taken yet.
 struct OutgoingBody {
     private let framing: BodyFraming
-    private var pieces = CircularBuffer<ByteBuffer>()
+    /// Nil until there is one: most requests have no body.
+    private var pieces: CircularBuffer<ByteBuffer>?
     /// Bytes that wait here.
     private(set) var waiting = 0
     /// Bytes that libcurl has taken.
@@ -25,7 +26,8 @@ struct OutgoingBody {
         guard bytes.readableBytes > 0 else { return true }
         guard !isFinished else { return false }
         if case .length(let announced) = framing, taken + Int64(waiting + bytes.readableBytes) > announced { return false }
-        pieces.append(bytes)
+        pieces = pieces ?? CircularBuffer()
+        pieces!.append(bytes)
         waiting += bytes.readableBytes
         // libcurl does not ask again after the last byte of an announced length.
         if case .length(let announced) = framing, taken + Int64(waiting) == announced { isFinished = true }
@@ -41,14 +43,12 @@ struct OutgoingBody {
 
     mutating func fill(_ buffer: UnsafeMutableRawBufferPointer) -> Int {
         var filled = 0
-        while filled < buffer.count, !pieces.isEmpty {
-            let first = pieces.startIndex
-            let count = min(buffer.count - filled, pieces[first].readableBytes)
-            pieces[first].readWithUnsafeReadableBytes {
+        while filled < buffer.count, let first = pieces?.first {
+            let count = min(buffer.count - filled, first.readableBytes)
+            first.withUnsafeReadableBytes {
                 UnsafeMutableRawBufferPointer(rebasing: buffer[filled...]).copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count]))
-                return count
             }
-            if pieces[first].readableBytes == 0 { pieces.removeFirst() }
+            if first.readableBytes == count { pieces!.removeFirst() } else { pieces![pieces!.startIndex].moveReaderIndex(forwardBy: count) }
             filled += count
         }
         waiting -= filled
@@ -57,7 +57,7 @@ struct OutgoingBody {
     }
 
     mutating func discard() {
-        pieces.removeAll()
+        pieces = nil
         waiting = 0
     }
 }

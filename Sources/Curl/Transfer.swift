@@ -4,21 +4,20 @@ internal import Reactor
 
 /// One request on its way and its answer. Confined to its reactor; ends by `transferEnded` or by `cancel()`.
 public final class Transfer {
-    /// What the delegate is to hear of, in the order of happening.
-    private enum Event {
-        case informational(TransferHead), head(TransferHead), body, needsBody
-    }
-
     let request: TransferRequest
     private let client: CurlClient
-    private weak var delegate: (any TransferDelegate)?
+    /// Until the transfer is over: who gives it up early cancels it.
+    private var delegate: (any TransferDelegate)?
 
     /// Both from the launch to the end; nil while the transfer waits for its destination.
     var handle: EasyHandle?
     var multi: Multi?
 
-    // What the callbacks note.
-    private var events: [Event] = []
+    // What the callbacks note, delivered in this order, which is that of their happening.
+    private var informational: [TransferHead] = []
+    private var head: TransferHead?
+    private var owesNeedsBody = false
+    private var hasBody = false
     private var isQueued = false
     private var heads: HeadParser
     private var received = ByteBuffer()
@@ -94,7 +93,8 @@ public final class Transfer {
         guard isReceivingPaused, !isOver else { return }
         isReceivingPaused = false
         lastProgress = now
-        if received.readableBytes > 0 { note(.body) } else if ended != nil { enqueue() }
+        hasBody = received.readableBytes > 0
+        if hasBody || ended != nil { enqueue() }
         continueReceiving()
         // The owner may be at work after this turn's delivery, and nothing else would bring the next.
         client.reactor.requestTurn()
@@ -103,7 +103,12 @@ public final class Transfer {
     /// Ends the transfer; its connection is closed unless the answer was complete. No call of the delegate follows.
     public func cancel() {
         guard !isOver else { return }
+        over()
+    }
+
+    private func over() {
         isOver = true
+        delegate = nil
         outgoing.discard()
         client.release(self)
     }
@@ -151,7 +156,8 @@ public final class Transfer {
         received.writeBytes(bytes)
         bytesReceived += Int64(bytes.count)
         lastProgress = now
-        note(.body)
+        hasBody = true
+        enqueue()
         return bytes.count
     }
 
@@ -165,7 +171,8 @@ public final class Transfer {
         if outgoing.isTaken { requestSentAt = now }
         if owesRoom, outgoing.waiting < window / 2 {
             owesRoom = false
-            note(.needsBody)
+            owesNeedsBody = true
+            enqueue()
         }
         return filled
     }
@@ -175,10 +182,13 @@ public final class Transfer {
         lastProgress = now
         switch heads.take(line) {
         case .more: return true
-        case .informational(let head): note(.informational(head))
+        case .informational(let head):
+            informational.append(head)
+            enqueue()
         case .final(let head):
             headAt = .now()
-            note(.head(head))
+            self.head = head
+            enqueue()
         case .refused(let refusal):
             failure = (refusal == .tooLarge ? .headTooLarge : .protocolError, refusal.rawValue)
             return false
@@ -201,11 +211,6 @@ public final class Transfer {
 
     // MARK: Delivery, at the end of the turn
 
-    private func note(_ event: Event) {
-        if case .body = event, case .body? = events.last {} else { events.append(event) }
-        enqueue()
-    }
-
     private func enqueue() {
         guard !isQueued else { return }
         isQueued = true
@@ -215,18 +220,28 @@ public final class Transfer {
     /// Calls the delegate with everything that happened. The delegate may do anything with the transfer meanwhile.
     func deliver() {
         isQueued = false
-        while !isOver, !events.isEmpty {
-            guard let delegate else { return cancel() }
-            let event = events.removeFirst()
-            switch event {
-            case .informational(let head): delegate.transferInformational(self, head)
-            case .head(let head): deliverHead(head, to: delegate)
-            case .needsBody: delegate.transferNeedsBody(self)
-            case .body: deliverBody(to: delegate)
-            }
-        }
+        while let delegate, deliverNext(to: delegate) {}
         if isReceivingPaused, endsAtOnce { received.clear() }
         if !isReceivingPaused || endsAtOnce { deliverEnd() }
+    }
+
+    /// False when nothing was left to tell.
+    private func deliverNext(to delegate: any TransferDelegate) -> Bool {
+        if !informational.isEmpty {
+            delegate.transferInformational(self, informational.removeFirst())
+        } else if let head {
+            self.head = nil
+            deliverHead(head, to: delegate)
+        } else if owesNeedsBody {
+            owesNeedsBody = false
+            delegate.transferNeedsBody(self)
+        } else if hasBody {
+            hasBody = false
+            deliverBody(to: delegate)
+        } else {
+            return false
+        }
+        return true
     }
 
     private func deliverHead(_ head: TransferHead, to delegate: any TransferDelegate) {
@@ -252,11 +267,9 @@ public final class Transfer {
         guard !isOver, let code = ended, received.readableBytes == 0 else { return }
         let result = result(code)
         if case .success = result, let trailers = heads.trailers { delegate?.transferTrailers(self, trailers) }
-        guard !isOver else { return }
-        isOver = true
-        outgoing.discard()
-        client.release(self)
-        delegate?.transferEnded(self, result)
+        guard !isOver, let delegate else { return }
+        over()
+        delegate.transferEnded(self, result)
     }
 
     /// libcurl is done with the handle; the end is delivered after what was received.

@@ -48,11 +48,24 @@ public struct TransferHeaders {
         }
     }
 
+    /// Adds a field whose value `write` appends, without blanks around it.
     @discardableResult
-    public mutating func add(name: StaticString, value: some Collection<UInt8>) -> Bool {
-        let name = UnsafeRawBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount)
-        let done = value.withContiguousStorageIfAvailable { add(name: name, value: UnsafeRawBufferPointer($0)) }
-        return done ?? Array(value).withUnsafeBytes { add(name: name, value: $0) }
+    public mutating func add(_ name: StaticString, _ write: (inout [UInt8]) -> Void) -> Bool {
+        let start = bytes.count
+        bytes.append(contentsOf: UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
+        let colon = bytes.count
+        bytes.append(UInt8(ascii: ":"))
+        bytes.append(UInt8(ascii: " "))
+        write(&bytes)
+        let isWhole = bytes.withUnsafeBytes { !TransferHeaders.endsLine(UnsafeRawBufferPointer(rebasing: $0[colon...])) }
+        guard isWhole else {
+            bytes.removeSubrange(start...)
+            return false
+        }
+        if bytes.count == colon + 2 { bytes.replaceSubrange(colon..., with: CollectionOfOne(UInt8(ascii: ";"))) }
+        bytes.append(0)
+        starts.append(start)
+        return true
     }
 
     /// Whether a field of this lower-case name is there.

@@ -149,13 +149,13 @@ public final class Reactor: EventLoop, NIOSerialEventLoopExecutor, @unchecked Se
         let fromOthers = inbox.withLock { inbox in
             inbox.isAwake = false
             let tasks = inbox.tasks
-            inbox.tasks.removeAll(keepingCapacity: true)
+            inbox.tasks = []
             return Tasks(tasks)
         }
         for task in fromOthers.list { task() }
         // What these tasks add runs in the next turn, so that a task that repeats itself cannot starve the sockets.
         let own = localTasks
-        localTasks.removeAll(keepingCapacity: true)
+        localTasks = []
         for task in own { task() }
     }
 

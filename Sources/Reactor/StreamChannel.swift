@@ -1,11 +1,13 @@
 internal import CLinux
 internal import Glibc
 public import NIOCore
+internal import Synchronization
 
 /// A TCP stream on a reactor, as a NIO `Channel`: the handlers of NIOHTTP1, NIOSSL and NIOHTTP2 run on it unchanged.
 ///
 /// Sendable without the compiler's proof: like every NIO channel it is handed between threads, but all of its state is used
-/// on its reactor's thread; the pipeline moves calls from other threads there. The addresses never change once active.
+/// on its reactor's thread; the pipeline moves calls from other threads there. `isActive` and `isWritable`, which NIO lets
+/// any thread ask, are atomic. The addresses never change once active.
 public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Sendable {
     private enum Phase {
         /// Not connected; legal exits: active, connecting, closed.
@@ -45,7 +47,8 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
     public private(set) var localAddress: SocketAddress?
     public private(set) var remoteAddress: SocketAddress?
     public let parent: (any Channel)? = nil
-    public private(set) var isWritable = true
+    private let activity = Atomic(false)
+    private let writability = Atomic(true)
 
     init(reactor: Reactor, descriptor: CInt, peer: SocketAddress?) {
         self.reactor = reactor
@@ -65,8 +68,11 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
     public var pipeline: ChannelPipeline { pipelineStorage }
     public var _channelCore: any ChannelCore { self }
 
-    public var isActive: Bool {
-        if case .active = phase { true } else { false }
+    public var isActive: Bool { activity.load(ordering: .relaxed) }
+
+    public private(set) var isWritable: Bool {
+        get { writability.load(ordering: .relaxed) }
+        set { writability.store(newValue, ordering: .relaxed) }
     }
 
     private var isClosed: Bool {
@@ -127,6 +133,7 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
     private func becomeActive() {
         guard !isClosed else { return }
         phase = .active
+        activity.store(true, ordering: .relaxed)
         updateInterest()
         pipeline.fireChannelActive()
         if autoRead, isActive { pipeline.read() }
@@ -346,6 +353,7 @@ public final class StreamChannel: Channel, ChannelCore, EventSink, @unchecked Se
         guard !isClosed else { return fail(promise, ChannelError.alreadyClosed) }
         let before = phase
         phase = .closed
+        activity.store(false, ordering: .relaxed)
         isWritable = false
         if let key { reactor.deregister(descriptor, key) }
         key = nil

@@ -101,9 +101,19 @@ import Testing
             let isTaken = fields.add(name: name, value: value)
             #expect(!isTaken)
         }
-        #expect(fields.count == 0)
-        let isTaken = fields.add(name: "a", value: Array("ü\u{7f}".utf8))
+        let isWhole = fields.add("a") { $0.append(contentsOf: "b\r\nc: d".utf8) }
+        #expect(!isWhole && fields.count == 0)
+        let isTaken = fields.add("a") { $0.append(contentsOf: "ü\u{7f}".utf8) }
         #expect(isTaken && fields.count == 1)
+    }
+
+    @Test func aFieldNameIsOfTokenBytes() {
+        let tokens = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        var fields = TransferHeaders()
+        for byte in UInt8.min...UInt8.max {
+            let isTaken = withUnsafeBytes(of: byte) { fields.add(name: $0, value: UnsafeRawBufferPointer(start: nil, count: 0)) }
+            #expect(isTaken == tokens.utf8.contains(byte))
+        }
     }
 
     @Test func destinationsAreAddresses() {

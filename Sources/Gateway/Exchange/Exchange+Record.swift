@@ -47,7 +47,7 @@ extension Exchange {
             if withQuery, let name = plan?.keyQuery, let without = TargetQuery.removing(name, from: raw) {
                 return without.withUnsafeBufferPointer { record.setPath(bytes: $0) }
             }
-            let end = withQuery ? bytes.count : bytes.firstIndex(of: UInt8(ascii: "?")) ?? bytes.count
+            guard !withQuery, let end = bytes.firstIndex(of: UInt8(ascii: "?")) else { return record.setPath(head.target) }
             record.setPath(bytes: UnsafeBufferPointer(rebasing: bytes[..<end]))
         }
     }

@@ -9,8 +9,8 @@ internal import Reactor
 /// where the log hears of it and its units are settled.
 final class Exchange {
     let worker: Worker
-    /// Nil once the client is gone or the exchange has ended.
-    weak var connection: ClientConnection?
+    /// Nil once the exchange has ended, which it has when the client is gone.
+    var connection: ClientConnection?
     var head: RequestHead
     var machine = ExchangeMachine(charge: .onSuccess)
 

@@ -51,24 +51,37 @@ struct ForwardedFields {
 
     /// `X-Forwarded-…`, `Forwarded` (RFC 7239) and `Via` (RFC 9110, 7.6.3): what earlier proxies said stays in front.
     private mutating func addOrigin(_ remote: String) {
-        add("X-Forwarded-For", joined(.forwardedFor, remote))
+        addToList("X-Forwarded-For", .forwardedFor) { $0.append(contentsOf: remote.utf8) }
         if !head.kinds.contains(.forwardedHost) { add("X-Forwarded-Host", head.host) }
         if !head.kinds.contains(.forwardedProto) { add("X-Forwarded-Proto", "http") }
-        let node = remote.utf8.contains(UInt8(ascii: ":")) ? "\"[\(remote)]\"" : remote
-        let host = head.host.utf8.allSatisfy(Self.isQuotable) ? ";host=\"\(head.host)\"" : ""
-        add("Forwarded", joined(.forwarded, "for=\(node)\(host);proto=http"))
-        add("Via", joined(.via, head.isHTTP11 ? "1.1 pandora" : "1.0 pandora"))
+        let host = head.host
+        addToList("Forwarded", .forwarded) { value in
+            let isIPv6 = remote.utf8.contains(UInt8(ascii: ":"))
+            value.append(static: isIPv6 ? "for=\"[" : "for=")
+            value.append(contentsOf: remote.utf8)
+            if isIPv6 { value.append(static: "]\"") }
+            if host.utf8.allSatisfy(Self.isQuotable) {
+                value.append(static: ";host=\"")
+                value.append(contentsOf: host.utf8)
+                value.append(UInt8(ascii: "\""))
+            }
+            value.append(static: ";proto=http")
+        }
+        let version: StaticString = head.isHTTP11 ? "1.1 pandora" : "1.0 pandora"
+        addToList("Via", .via) { $0.append(static: version) }
     }
 
-    /// Every field of the kind, and `last`, as one list.
-    private func joined(_ kind: FieldKind, _ last: String) -> String {
-        guard head.kinds.contains(kind) else { return last }
-        var text = ""
-        for (index, field) in head.fields.enumerated() where head.kinds[index] == kind && !field.value.isEmpty {
-            text += field.value
-            text += ", "
+    /// Every field of the kind that the client sent, and what `last` appends, as one list.
+    private mutating func addToList(_ name: StaticString, _ kind: FieldKind, last: (inout [UInt8]) -> Void) {
+        let head = head
+        let isWhole = fields.add(name) { value in
+            for (index, field) in head.fields.enumerated() where head.kinds[index] == kind && !field.value.isEmpty {
+                value.append(contentsOf: field.value.utf8)
+                value.append(static: ", ")
+            }
+            last(&value)
         }
-        return text + last
+        if !isWhole { isBroken = true }
     }
 
     private static func isQuotable(_ byte: UInt8) -> Bool { byte >= 0x20 && byte < 0x7f && byte != 0x22 && byte != 0x5c }
@@ -77,15 +90,17 @@ struct ForwardedFields {
 
     private mutating func addIdentity(_ identity: Identity) {
         let (entry, grant) = (identity.entry, identity.grant)
-        add("Pandora-Client", String(entry.clientID))
+        fields.add("Pandora-Client") { $0.append(decimal: entry.clientID) }
         add("Pandora-Project", entry.projectName)
         add("Pandora-Environment", entry.environmentName)
-        add("Pandora-Service", grant.name + "/" + grant.version)
-        identity.requestID.withText { _ = fields.add(name: "Pandora-Request-Id", value: $0) }
-        fields.add(name: "Pandora-Start-Point", value: identity.startPoint)
-        var trace: [UInt8] = []
-        trace.reserveCapacity(55)
-        identity.trace.append(to: &trace)
-        fields.add(name: "traceparent", value: trace)
+        let isWhole = fields.add("Pandora-Service") { value in
+            value.append(contentsOf: grant.name.utf8)
+            value.append(UInt8(ascii: "/"))
+            value.append(contentsOf: grant.version.utf8)
+        }
+        if !isWhole { isBroken = true }
+        fields.add("Pandora-Request-Id") { identity.requestID.append(to: &$0) }
+        fields.add("Pandora-Start-Point") { $0.append(contentsOf: identity.startPoint) }
+        fields.add("traceparent") { identity.trace.append(to: &$0) }
     }
 }

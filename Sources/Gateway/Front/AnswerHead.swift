@@ -97,10 +97,15 @@ struct AnswerHead {
 
     /// Fields that the upstream's `Connection` names, in lower case.
     private static func nominated(_ head: TransferHead) -> [[UInt8]] {
-        guard let value = head.value(of: "connection") else { return [] }
+        guard let value = head.value(of: "connection"), !namesNothing(value) else { return [] }
         return value.split(separator: UInt8(ascii: ",")).map { token in
             token.filter { $0 != 0x20 && $0 != 0x09 }.map { $0 >= 65 && $0 <= 90 ? $0 | 0x20 : $0 }
         }.filter { !$0.elementsEqual("close".utf8) && !$0.elementsEqual("keep-alive".utf8) }
+    }
+
+    /// What nearly every upstream sends.
+    private static func namesNothing(_ value: ArraySlice<UInt8>) -> Bool {
+        value.withUnsafeBufferPointer { $0.isNamed("keep-alive") || $0.isNamed("close") }
     }
 
     private static func lowercased(_ name: Slice<UnsafeRawBufferPointer>) -> [UInt8] {

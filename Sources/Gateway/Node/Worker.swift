@@ -42,6 +42,8 @@ final class Worker: TurnHook, @unchecked Sendable {
     private var listeners: [Listener] = []
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var dirty: [ClientConnection] = []
+    /// Takes turns with `dirty`, so that neither gives up its memory.
+    private var flushing: [ClientConnection] = []
     private var ids = RequestIDs()
     private var random = BufferedRandom()
     private var dateCache = DateField()
@@ -200,9 +202,9 @@ final class Worker: TurnHook, @unchecked Sendable {
     /// The hops of this turn are in the spool: the answers may leave. While the disk refuses them, no answer does.
     func endOfTurn() {
         guard !dirty.isEmpty, spool.isWritten else { return }
-        let connections = dirty
-        dirty.removeAll(keepingCapacity: true)
-        for connection in connections { connection.flush() }
+        swap(&dirty, &flushing)
+        for connection in flushing { connection.flush() }
+        flushing.removeAll(keepingCapacity: true)
     }
 
     var nextDeadline: NIODeadline? { nil }

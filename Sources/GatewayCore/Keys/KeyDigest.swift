@@ -7,21 +7,15 @@ public struct KeyDigest: Hashable, Sendable {
     /// - Parameter bytes: the 32 bytes of a digest.
     public init?(bytes: some Collection<UInt8>) {
         guard bytes.count == 32 else { return nil }
-        self.init(digest: bytes)
+        var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+        withUnsafeMutableBytes(of: &words) { $0.copyBytes(from: bytes) }
+        self.words = words
     }
 
     public init(hashing secret: UnsafeRawBufferPointer) {
         var digest = SHA256()
         digest.update(bufferPointer: secret)
-        self.init(digest: digest.finalize())
-    }
-
-    private init(digest: some Sequence<UInt8>) {
-        var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
-        withUnsafeMutableBytes(of: &words) { raw in
-            for (index, byte) in digest.enumerated() { raw[index] = byte }
-        }
-        self.words = words
+        words = digest.finalize().withUnsafeBytes { $0.loadUnaligned(as: (UInt64, UInt64, UInt64, UInt64).self) }
     }
 
     public var bytes: [UInt8] { withUnsafeBytes(of: words) { Array($0) } }

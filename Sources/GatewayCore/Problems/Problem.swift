@@ -58,11 +58,11 @@ public enum Problem {
 }
 
 extension [UInt8] {
-    mutating func append(static text: StaticString) {
+    package mutating func append(static text: StaticString) {
         append(contentsOf: UnsafeBufferPointer(start: text.utf8Start, count: text.utf8CodeUnitCount))
     }
 
-    mutating func append(decimal number: Int64) {
+    package mutating func append(decimal number: Int64) {
         var rest = number.magnitude
         if number < 0 { append(UInt8(ascii: "-")) }
         let start = count
