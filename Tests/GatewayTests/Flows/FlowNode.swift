@@ -14,9 +14,7 @@ final class FlowNode: @unchecked Sendable {
     let flow: Flow
     private let client: PostgresClient
     private let keeper: FlowKeeper
-    private var ids = IdentifierGenerator()
-    private var random = SystemRandomNumberGenerator()
-    private var milliseconds: UInt64 = 1_700_000_000_000
+    private var ids = RequestIDs()
     private(set) var errors: [PostgresError] = []
 
     init(_ database: TestDatabase, flow: Flow = FlowNode.flow(), limits: FlowLimits = FlowLimits()) async throws {
@@ -47,11 +45,11 @@ final class FlowNode: @unchecked Sendable {
 
     // MARK: - On the reactor
 
-    func newRequest() -> RequestID { RequestID(ids.next(milliseconds: milliseconds, random: &random)) }
+    func newRequest() -> RequestID { ids.next() }
 
     func newStart(key: KeyID = FlowNode.key, service: Int64 = 1) -> FlowStart {
         FlowStart(
-            flow, id: ReservationID(ids.next(milliseconds: milliseconds, random: &random)), requestID: newRequest(), keyID: key,
+            flow, id: ReservationID(ids.next().uuid), requestID: newRequest(), keyID: key,
             row: QuotaRow(environmentID: 1, serviceID: service))
     }
 
