@@ -152,23 +152,15 @@ public final class ShipSession {
         return rounds
     }
 
-    /// Returns what a spool's leases have left, on the word of whoever holds the spool and has shipped all of it.
+    /// Returns what a spool's leases have left, on the word of whoever holds the spool and has shipped all of it. What was
+    /// written off meanwhile was not used either: it is refunded.
     public func returnLeases(
         of spool: UUIDBits, epoch: Int64, _ done: @escaping (Result<Void, PostgresError>) -> Void
     ) {
-        let leases = LeaseSession(client, spool: "\(spool)", epoch: epoch)
-        let deadline = client.configuration.statementDeadline
-        leases.read(deadline: deadline) { result in
-            switch result {
-            case .failure(let error): done(.failure(error))
-            case .success(let records):
-                let returns = records.filter { $0.open > 0 }.map {
-                    LeaseReturn(row: $0.row, period: $0.period, totalReturned: $0.totals.returned + $0.open)
-                }
-                if returns.isEmpty { return done(.success(())) }
-                leases.giveBack(returns, deadline: deadline, done)
-            }
-        }
+        var parameters = Parameters()
+        parameters.append("\(spool)")
+        parameters.append(epoch)
+        client.execute(Self.returnAll, parameters) { done($0.map { _ in }) }
     }
 
     private static func mark(_ row: Row) -> SpoolMark { SpoolMark(epoch: row.int64(0), shippedTo: row.int64(1)) }
@@ -238,4 +230,14 @@ public final class ShipSession {
         name: "ship_settle",
         sql: "SELECT overrun, moved FROM pandora.settle_hops($1::uuid, $2, $3, $4, $5, $6, $7)",
         parameterTypes: [.text, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array])
+
+    private static let returnAll = Statement(
+        name: "ship_return",
+        sql: """
+            SELECT pandora.lease_return($1::uuid, $2, array_agg(l.environment_id), array_agg(l.service_id), array_agg(l.period),
+                                        array_agg(l.returned + l.granted - l.settled + l.lost - l.refunded))
+              FROM pandora.quota_lease l
+             WHERE l.spool_id = $1::uuid AND (l.granted > l.settled OR l.lost > l.refunded)
+            """,
+        parameterTypes: [.text, .int8])
 }

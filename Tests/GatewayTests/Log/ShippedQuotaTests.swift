@@ -12,93 +12,6 @@ import Testing
 
 /// What hops charge is booked with their rows, in the period and out of the lease that they belong to.
 @Suite struct ShippedQuotaTests {
-    /// A node with one worker: it admits, logs and ships.
-    ///
-    /// Sendable: the keeper is used on the worker's reactor only.
-    private final class Node: @unchecked Sendable {
-        let worker: SpoolWorker
-        let log: LogNode
-        private let client: PostgresClient
-        private let keeper: QuotaKeeper
-        private let hops: Locked<Hops>
-
-        init(_ database: TestDatabase, _ root: TemporaryFolder, seed: UInt64) async throws {
-            worker = try await SpoolWorker(root)
-            let reactor = worker.reactor
-            let configuration = try PostgresConfiguration(url: database.url)
-            let client = PostgresClient(configuration, role: .pipeline, on: reactor)
-            let made = Locked<QuotaKeeper?>(nil)
-            let hold = made
-            try await reactor.submit {
-                let keeper = QuotaKeeper(on: reactor)
-                client.onStateChange = { [weak keeper] state in
-                    switch state {
-                    case .ready: keeper?.storeReady()
-                    case .lost: keeper?.storeLost()
-                    default: break
-                    }
-                }
-                client.start()
-                hold.withLock { $0 = keeper }
-            }.get()
-            try await client.ready()
-            self.client = client
-            keeper = made.withLock { $0! }
-            hops = Locked(Hops(seed: seed))
-            log = try await LogNode(database.url) { $0.batchFrames = 30 } opened: { spool, epoch in
-                reactor.execute {
-                    made.withLock { $0! }.begin(LeaseSession(client, spool: "\(spool)", epoch: epoch))
-                }
-            }
-            try await log.attach(worker)
-        }
-
-        /// Serves requests that come at once; each is charged as told, once it was admitted.
-        ///
-        /// - Returns: the units charged.
-        func serve(_ wants: [(want: QuotaWant, charge: Int64)]) async throws -> Int64 {
-            let promise = worker.reactor.makePromise(of: Int64.self)
-            let sum = Locked((units: Int64(0), waiting: wants.count))
-            try await worker.on { [self] writer in
-                for (want, charge) in wants {
-                    keeper.admit(want) { [self] admission in
-                        var hop = hops.withLock { $0.plain() }
-                        (hop.environmentID, hop.serviceID) = (want.row.environmentID, want.row.serviceID)
-                        if let hold = admission.hold {
-                            hop.units = keeper.settle(hold, charge: charge)
-                            (hop.period, hop.leased, hop.outage) = (hold.period, hold.leased, hold.outage)
-                        } else {
-                            hop.executionStatus = .unauthorized
-                            hop.refusal = .quotaExceeded
-                        }
-                        writer.append(hop, reserved: false)
-                        let state = sum.withLock { state in
-                            state.units += hop.units
-                            state.waiting -= 1
-                            return state
-                        }
-                        if state.waiting == 0 { promise.succeed(state.units) }
-                    }
-                }
-            }
-            return try await promise.futureResult.get()
-        }
-
-        func close() async throws {
-            let promise = worker.reactor.makePromise(of: Void.self)
-            worker.reactor.execute { [self] in keeper.close(within: .seconds(10)) { promise.succeed(()) } }
-            try await promise.futureResult.get()
-            try await log.drain()
-            try await die()
-        }
-
-        func die() async throws {
-            await client.shutdown()
-            try await log.end()
-            await worker.end()
-        }
-    }
-
     private func want(_ units: Int64, environment: Int64 = 1, limited: Bool = true) -> QuotaWant {
         QuotaWant(environmentID: environment, serviceID: 1, units: units, limited: limited, outage: .deny)
     }
@@ -112,7 +25,7 @@ import Testing
     @Test func hopsOfARowWithoutALimitCountToo() async throws {
         let database = try await TestDatabase.withQuota(nil)
         let root = TemporaryFolder()
-        let node = try await Node(database, root, seed: 1)
+        let node = try await ServingNode(database, root, seed: 1)
         let charged = try await node.serve((0..<50).map { _ in (want(3, limited: false), 2) })
         #expect(charged == 100)
         try await node.close()
@@ -167,6 +80,37 @@ import Testing
         try await worker.close()
     }
 
+    /// Its hops count against the write-off, and what it never used comes back.
+    @Test func aHolderThatWasWrittenOffAndReturnsIsRefunded() async throws {
+        let database = try await TestDatabase.withQuota(1_000)
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root)
+        let node = try await LogNode(database.url)
+        try await node.attach(worker)
+        try await eventually("opened") { !node.opened.isEmpty }
+        try await database.psql("SELECT pandora.lease_acquire('\(worker.id)', 1, '{1}', '{1}', '{100}', '{100}')")
+        try await node.end()
+        var hops = Hops()
+        try await worker.append((0..<30).map { _ in frame(&hops, 1, period: 1, leased: true) })
+        try await worker.close()
+        try await database.psql(
+            """
+            UPDATE pandora.quota_lease SET heard_at = now() - interval '1 h';
+            SELECT pandora.write_off_silent('10 min', '0', 10);
+            """)
+        #expect(try await database.numbers() == "100|900|0|100")
+        for round in 1...2 {
+            let heir = try await LogNode(database.url)
+            try await heir.adopt(try root.copy())
+            try await eventually("adopted, time \(round)") { heir.events == [.adopted(worker.id)] }
+            #expect(try await database.numbers() == "30|970|0|30")
+            try await heir.end()
+        }
+        #expect(
+            try await database.psql("SELECT kind, used_delta FROM pandora.quota_ledger WHERE used_delta <> 0 ORDER BY id")
+                == ["lost|100", "hops|30", "refund|-30", "refund|-70"])
+    }
+
     @Test func aServiceThatWasTakenAwayHindersNothing() async throws {
         let database = try await TestDatabase.withQuota(1_000)
         let root = TemporaryFolder()
@@ -198,8 +142,8 @@ import Testing
             INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 600);
             """)
         let root = TemporaryFolder()
-        var nodes: [Node] = []
-        for index in 0..<3 { nodes.append(try await Node(database, root, seed: seed * 10 + UInt64(index))) }
+        var nodes: [ServingNode] = []
+        for index in 0..<3 { nodes.append(try await ServingNode(database, root, seed: seed * 10 + UInt64(index))) }
         var charged: Int64 = 0
         for round in 0..<8 {
             let batches = nodes.map { _ in
@@ -219,7 +163,7 @@ import Testing
                 let victim = nodes.remove(at: 0)
                 try await victim.die()
                 let copy = try root.copy(of: victim.worker.id)
-                nodes.append(try await Node(database, root, seed: seed * 100 + UInt64(round)))
+                nodes.append(try await ServingNode(database, root, seed: seed * 100 + UInt64(round)))
                 let heir = nodes[0].log
                 try await heir.adopt(copy)
                 try await eventually("adopted") { heir.events.contains(.adopted(victim.worker.id)) }
