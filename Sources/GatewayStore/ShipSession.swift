@@ -183,6 +183,8 @@ public final class ShipSession {
         parameters.append(shipment.charges.map(\.units))
         parameters.append(shipment.charges.map(\.leased))
         parameters.append(shipment.charges.map(\.frames))
+        // Where hops charged something there were rows of them, too, unless the log takes none.
+        parameters.append(shipment.rows.isEmpty)
         return parameters
     }
 
@@ -228,8 +230,8 @@ public final class ShipSession {
 
     private static let settle = Statement(
         name: "ship_settle",
-        sql: "SELECT overrun, moved FROM pandora.settle_hops($1::uuid, $2, $3, $4, $5, $6, $7)",
-        parameterTypes: [.text, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array])
+        sql: "SELECT overrun, moved FROM pandora.settle_hops($1::uuid, $2, $3, $4, $5, $6, $7, $8)",
+        parameterTypes: [.text, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array, .int8Array, .bool])
 
     private static let returnAll = Statement(
         name: "ship_return",

@@ -152,6 +152,25 @@ import Testing
         }
     }
 
+    /// They are charged, and their frames are where an operator can read them: nothing is wrong, but it is worth knowing.
+    @Test func hopsThatTheLogRefusedAreANote() async throws {
+        try await withTraffic { store in
+            // The last of them used more than the lease had.
+            try await store.run(
+                """
+                SELECT settle_hops('\(Self.spool)', '{1}', '{1}', '{1}', '{4}', '{4}', '{1}', true);
+                SELECT settle_hops('\(Self.spool)', '{1}', '{1}', '{1}', '{3}', '{3}', '{1}', true);
+                """)
+            let found = try await examine(store)
+            #expect(found.map(\.check) == [.rejected] && found[0].isNote && found[0].place == "c/p/e1 s/1")
+            #expect(numbers(found[0]) == ["hops": 2, "units": 7])
+            #expect(try await repair(store) == [])
+            // They explain no other row that is missing.
+            try await store.run("DELETE FROM request_logs WHERE units = 3")
+            #expect(try await examine(store).filter { !$0.isNote }.map { numbers($0) } == [["log": 4, "ledger": 7]])
+        }
+    }
+
     /// Of hops without a lease the log does not say in which period they were booked.
     @Test func hopsWithoutALeaseMayBeOfAnyPeriod() async throws {
         try await withTraffic { store in

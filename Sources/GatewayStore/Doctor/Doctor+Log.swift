@@ -12,12 +12,13 @@ extension Doctor {
     ///
     /// The log must never say more. It may say less of a period that began before the log does, and a day of grace makes up for
     /// hops that arrived before their period began. Hops without a lease do not say in which period they were booked: they may
-    /// explain what any period of their row has more in the ledger.
+    /// explain what any period of their row has more in the ledger. Hops that the log refused are known to the ledger.
     private static let sums = """
         booked AS (
             SELECT l.environment_id, l.service_id, l.period,
                    min(l.at) >= \(logBegin) + interval '1 day' AS is_kept,
-                   coalesce(sum(l.used_delta) FILTER (WHERE l.kind IN ('hops', 'overrun') AND l.reservation_id IS NULL), 0) AS units
+                   coalesce(sum(l.used_delta) FILTER (
+                       WHERE l.kind IN ('hops', 'overrun') AND l.reservation_id IS NULL AND NOT l.rowless), 0) AS units
               FROM pandora.quota_ledger l GROUP BY 1, 2, 3),
         logged AS (
             SELECT h.environment_id, h.service_id, h.period, sum(h.units) AS units FROM pandora.request_logs h
@@ -55,9 +56,26 @@ extension Doctor {
                     .log, at: row.string(0),
                     "hops in the log charged \(logged + loose) units\(beside), but the ledger has \(booked)",
                     hint: booked > logged + loose
-                        ? "rows of the log are missing: those that the database refused are in the nodes' spools, in files named rejected"
+                        ? "rows of the log are missing"
                         : "rows of the ledger are missing, or somebody wrote to the log",
                     .init("log", logged + loose), .init("ledger", booked))
+            }),
+        Question(
+            "rejected",
+            """
+            SELECT pandora.pair_name(l.environment_id, l.service_id), sum(l.frames) FILTER (WHERE l.kind = 'hops')::bigint,
+                   sum(l.used_delta)::bigint
+              FROM pandora.quota_ledger l
+             WHERE l.rowless AND l.kind IN ('hops', 'overrun') AND l.at >= \(logBegin)
+             GROUP BY l.environment_id, l.service_id ORDER BY 1 LIMIT \(namesMax)
+            """,
+            each: { row in
+                let (hops, units): (Int64, Int64) = (row.int64(1), row.int64(2))
+                return Finding(
+                    .rejected, isNote: true, at: row.string(0),
+                    "the log refused the rows of \(hops) hops; the \(units) units they charged are booked",
+                    hint: "the hops are on the disks of their nodes, beside the spools in files named rejected", .init("hops", hops),
+                    .init("units", units))
             }),
         // Whoever got the head of an answer could chain to it, although its end, and so its row, was lost with the process;
         // and refusals share rows under a flood.

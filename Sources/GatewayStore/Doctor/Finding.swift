@@ -8,6 +8,7 @@ public struct Finding: Sendable, Equatable {
         case flowTenant = "flow_tenant"
         case holder
         case chain
+        case rejected
         case ledger
         // What somebody should have seen to.
         case reset, flow, silence

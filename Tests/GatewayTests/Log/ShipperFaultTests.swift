@@ -28,6 +28,7 @@ import Testing
         #expect(try await database.loggedIDs() == good.sorted())
         #expect(try await database.number("SELECT used_request FROM pandora.environment_service") == 200)
         #expect(try await database.number("SELECT sum(frames) FROM pandora.quota_ledger") == 200)
+        #expect(try await database.number("SELECT sum(frames) FROM pandora.quota_ledger WHERE rowless") == 5)
         #expect(try await node.counters().rejected == 5)
         #expect(node.events.filter { if case .rejected(_, frames: 1) = $0 { true } else { false } }.count == 5)
         let rejected = try Data(contentsOf: URL(fileURLWithPath: worker.handle.directory.rejectedPath))
