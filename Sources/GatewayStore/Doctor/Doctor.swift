@@ -40,17 +40,17 @@ public struct Doctor: Sendable {
     /// - Parameter log: false: without the questions that read the whole log and the whole ledger.
     public func examine(log: Bool = true) async throws(AdministrationError) -> [Finding] {
         let questions = Self.quotaQuestions + Self.holderQuestions + Self.timeQuestions + (log ? Self.logQuestions : [])
-        var statements = [(Self.readOnly, Parameters()), (DatabaseSettings.statement, Parameters())]
+        var statements = [Self.readOnly, Self.lockLog, DatabaseSettings.statement].map { ($0, Parameters()) }
         statements += questions.map { ($0.statement, Parameters()) }
         let settings: DatabaseSettings
         let answers: [Rows]
         do {
             answers = try await client.transaction(statements, isolation: .repeatableRead, deadline: Self.patience)
-            settings = DatabaseSettings(answers[1][0])
+            settings = DatabaseSettings(answers[2][0])
         } catch {
             throw AdministrationError(error)
         }
-        return zip(questions, answers.dropFirst(2)).flatMap { $0.findings($1) } + settings.findings
+        return zip(questions, answers.dropFirst(3)).flatMap { $0.findings($1) } + settings.findings
     }
 
     /// Puts right what is certain, in one transaction with its row in the audit log; everything else stays to be decided.
@@ -75,6 +75,10 @@ public struct Doctor: Sendable {
     }
 
     private static let readOnly = Statement(name: "doctor_begin", sql: "SET TRANSACTION READ ONLY", isPrepared: false)
+
+    /// Before the snapshot is taken: which partitions there are is read as it is, so that none may come or go meanwhile.
+    private static let lockLog = Statement(
+        name: "doctor_lock", sql: "LOCK TABLE pandora.request_logs IN ACCESS SHARE MODE", isPrepared: false)
 
     private static let repairStatement = Statement(
         name: "doctor_repair",
