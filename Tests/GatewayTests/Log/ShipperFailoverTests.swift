@@ -1,5 +1,6 @@
 import Foundation
 import GatewayCore
+import NIOCore
 import TestKit
 import Testing
 
@@ -54,6 +55,28 @@ import Testing
         #expect(!old.names(worker.id).isEmpty)
         try await second.end()
         try await worker.close()
+    }
+
+    /// A backup, for instance, put back long after the spool was shipped and removed: only its mark knows what is in it.
+    @Test func aDiskThatComesBackWhenItsSpoolIsGoneChargesNothingAgain() async throws {
+        let database = try await TestDatabase.withQuota(nil)
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root)
+        var hops = Hops()
+        try await worker.append(hops.plain(100, units: 1))
+        try await worker.close()
+        let (disk, backup) = (try root.copy(), try root.copy())
+        let node = try await LogNode(database.url) { $0.keep = .milliseconds(30) }
+        try await node.adopt(disk)
+        try await eventually("removed") { disk.names(worker.id) == [] }
+        try await node.end()
+        let later = try await LogNode(database.url)
+        try await later.adopt(backup)
+        try await eventually("adopted") { later.events == [.adopted(worker.id)] }
+        #expect(try await database.numbers() == "100||0|100")
+        #expect(try await later.counters().frames == 0)
+        #expect(try await database.number("SELECT epoch FROM pandora.log_spool") == 2)
+        try await later.end()
     }
 
     /// What a failover to a standby that lagged behind does to what was shipped lately.
