@@ -361,6 +361,22 @@ import Testing
         }
     }
 
+    /// Which partitions there are is no part of a snapshot: one that went after it was taken would take its rows along.
+    @Test func theSnapshotIsTakenWhenPartitionsCanNeitherComeNorGo() async throws {
+        try await withTraffic { store in
+            let other = try await store.connect()
+            try await other.script("BEGIN; LOCK TABLE pandora.request_logs IN ACCESS EXCLUSIVE MODE")
+            async let found = examine(store)
+            try await eventually("the doctor waits") {
+                try await store.database.psql(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == ["1"]
+            }
+            try await other.script("UPDATE pandora.environment_service SET held_request = 20 WHERE environment_id = 1; COMMIT")
+            #expect(try await found.map(\.check) == [.held])
+            await other.shutdown()
+        }
+    }
+
     // MARK: The server
 
     @Test func whatLosesCommitsIsSaid() {
