@@ -111,7 +111,6 @@ CREATE TABLE pandora.quota_ledger (
     outcome        text        CHECK (outcome IN ('committed', 'rolled_back', 'expired')),
     spool_id       uuid,
     frames         bigint,
-    rowless        boolean     NOT NULL DEFAULT false,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (limit_delta = 0 OR kind IN ('opened', 'limit')),
     CHECK (kind <> 'refund' OR used_delta <= 0),
@@ -121,9 +120,6 @@ CREATE TABLE pandora.quota_ledger (
     CHECK (reservation_id IS NULL OR kind IN ('flow', 'overrun')),
     CHECK (outcome IS NULL OR outcome = 'committed' OR used_delta = 0)
 );
-
-COMMENT ON COLUMN pandora.quota_ledger.rowless IS
-    'the log took no rows of these hops: their frames are beside their spool, in a file named rejected';
 
 CREATE INDEX quota_ledger_row ON pandora.quota_ledger (environment_id, service_id, period);
 

@@ -3,8 +3,6 @@
 -- One row a spool: the nodes' write-ahead logs of hops.  A batch moves `shipped_to` from where it was cut to
 -- its end, in its own transaction; if the mark is elsewhere, somebody else shipped those bytes.  The epoch
 -- goes up each time a process opens the spool: a second process on a copy of the same disk is fenced.
--- Rows are never removed, however long a spool has been shipped and silent: a copy of its disk may come back any
--- day, and the mark alone says that its frames are here, charged.  A row is some hundred bytes, one a start of a worker.
 CREATE TABLE pandora.log_spool (
     id         uuid        PRIMARY KEY,
     epoch      bigint      NOT NULL DEFAULT 1 CHECK (epoch > 0),

@@ -192,13 +192,12 @@ $$;
 -- were copied; the hot rows come last and in order, so they are locked briefly and never crosswise.
 --   periods  0: whatever period is current (an unlimited row, or an outage; no lease was needed)
 --   units    charged by the hops of the row;  leased: how many of them came out of a lease
---   rowless  the log took no rows of them
 -- Leased units settle the lease, then a write-off of it; what neither covers was used from a lease that this
 -- database does not know (a failover lost it) and is booked as overrun.
 CREATE FUNCTION pandora.settle_hops(
     of_spool uuid,
     environments bigint[], services bigint[], periods bigint[],
-    units bigint[], leased bigint[], frames bigint[], rowless boolean DEFAULT false,
+    units bigint[], leased bigint[], frames bigint[],
     OUT overrun bigint, OUT moved bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -250,9 +249,8 @@ BEGIN
             ON CONFLICT ON CONSTRAINT quota_lease_pkey DO UPDATE SET overrun = l.overrun + excluded.overrun;
         END IF;
         INSERT INTO pandora.quota_ledger
-            (environment_id, service_id, period, kind, used_delta, spool_id, frames, rowless)
-        SELECT hops.environment_id, hops.service_id, in_period, entry.kind, entry.delta, of_spool, hops.frames,
-               settle_hops.rowless
+            (environment_id, service_id, period, kind, used_delta, spool_id, frames)
+        SELECT hops.environment_id, hops.service_id, in_period, entry.kind, entry.delta, of_spool, hops.frames
           FROM (VALUES ('hops', hops.units - excess), ('refund', -refund), ('overrun', excess))
                AS entry (kind, delta)
          WHERE entry.kind = 'hops' OR entry.delta <> 0;

@@ -31,6 +31,9 @@ static const unsigned char m0008[] = {
 static const unsigned char m0009[] = {
 #embed "../../migrations/0009_create_doctor.sql"
 };
+static const unsigned char m0010[] = {
+#embed "../../migrations/0010_know_refused_rows.sql"
+};
 
 struct migration {
     const char *name;
@@ -48,6 +51,7 @@ static const struct migration migrations[] = {
     {"0007_create_flows.sql", m0007, sizeof m0007},
     {"0008_create_administration.sql", m0008, sizeof m0008},
     {"0009_create_doctor.sql", m0009, sizeof m0009},
+    {"0010_know_refused_rows.sql", m0010, sizeof m0010},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }
