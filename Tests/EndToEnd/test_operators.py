@@ -341,7 +341,8 @@ def test_limits_are_edited_under_traffic(site, port):
         # A limit with a little room: it is used up, and not exceeded.
         limit(site, environment, 0)
         moves(customers, "refused")
-        kit.eventually(lambda: quota(site, environment)[2] == 0, what="no leases are left")
+        kit.eventually(lambda: quota(site, environment)[1:4] == (sum(one.charged for one in customers), 0, 5),
+                       what="what was under way has ended")
         used = quota(site, environment)[1]
         limit(site, environment, used + 5 + 30)
         kit.eventually(lambda: quota(site, environment)[1:3] == (used + 30, 0), what="all that flows do not hold is used")
@@ -363,17 +364,24 @@ def test_limits_are_edited_under_traffic(site, port):
                                         ("project", "PROJECT_DISABLED")])
 def test_what_is_disabled_in_mid_flow_stops_the_flow_and_not_its_end(site, port, limited, noun, code):
     reference = {"service": "orders/1", "environment": path(limited), "project": f"{limited.client}/shop"}[noun]
-    flow, other = started(port, limited.key), started(port, limited.key)
+    flow, other, served = started(port, limited.key), started(port, limited.key), []
+
+    def answers(status):
+        answer = ask(port, "GET", "/say", key=limited.key)
+        served.extend([answer.id] * (answer.status == 200))
+        return answer.status == status
+
     site.pandora.run(noun, "update", reference, "--status", "disabled")
     try:
-        kit.eventually(lambda: ask(port, "GET", "/say", key=limited.key).status == 403, what="it is disabled")
+        kit.eventually(lambda: answers(403), what="it is disabled")
         refused(flow.step(), 403, code)
         refused(flow.finish(), 403, code)
         assert quota(site, limited)[3] == 2, "refused hops leave it as it is"
         assert site.pandora.json("flow", "rollback", other.id)["state"] == "rolled_back"
     finally:
         site.pandora.run(noun, "update", reference, "--status", "enabled")
-    kit.eventually(lambda: ask(port, "GET", "/say", key=limited.key).status == 200, what="it is enabled again")
+    kit.eventually(lambda: answers(200), what="it is enabled again")
     assert flow.finish()["pandora-flow-state"] == "committed"
-    kit.eventually(lambda: site.log.quota(limited, "orders") == [2, 98, 0, 2])
+    used = len(served) + 1
+    kit.eventually(lambda: site.log.quota(limited, "orders") == [used, 100 - used, 0, used], what="all of it is booked")
     well(site)

@@ -101,10 +101,12 @@ import Testing
         #expect(try await database.numbers() == "100|900|0|100")
         for round in 1...2 {
             let heir = try await LogNode(database.url)
-            try await heir.adopt(try root.copy())
+            let disk = try root.copy()
+            try await heir.adopt(disk)
             try await eventually("adopted, time \(round)") { heir.events == [.adopted(worker.id)] }
             #expect(try await database.numbers() == "30|970|0|30")
             try await heir.end()
+            withExtendedLifetime(disk) {}
         }
         #expect(
             try await database.psql("SELECT kind, used_delta FROM pandora.quota_ledger WHERE used_delta <> 0 ORDER BY id")
