@@ -66,7 +66,8 @@ struct LeaseShelf {
     var lease: Lease?
     /// Leases of other periods with requests in flight or returns on the way; almost always empty.
     var past: [Lease] = []
-    /// The last lease that was done with; a failover may bring it back by losing its returns.
+    /// The last lease that was done with; a failover may bring it back by losing its returns, and a limit that is set again
+    /// in the same period.
     var dropped: Lease?
     /// The lease may be used before this moment …
     var useUntil: Int64 = .min

@@ -48,6 +48,31 @@ import Testing
         #expect(desk.answers.last?.admission.hold?.units == 100)
     }
 
+    /// Within one period; what was used before and is not booked yet is not there to be used again.
+    @Test func aLimitThatWasLiftedAndSetAgainSellsNothingTwice() throws {
+        var store = store(10)
+        var (desk, hold) = try desk(&store, holding: 4)
+        desk.settle(hold, charge: 4)
+        store.setLimit(nil, of: row)
+        desk.admit(want(8))
+        desk.wait(5_000)
+        desk.talk(to: &store)
+        #expect(desk.answers.last?.admission.hold?.leased == false)
+        for _ in 0..<10 {
+            desk.wait(1_000_000)
+            desk.talk(to: &store)
+        }
+        store.setLimit(10, of: row)
+        desk.wait(1_000_000)
+        desk.admit(want(6))
+        desk.talk(to: &store)
+        let second = try #require(desk.answers.last?.admission.hold)
+        #expect(second.leased && second.units == 6 && desk.book.idleUnits(row) == 0)
+        desk.settle(second, charge: 6)
+        desk.ship([charged(hold), charged(second)], to: &store)
+        #expect(store.ledger.values.allSatisfy { $0.overrun == 0 } && store.quotas[row]?.used == 10 && store.defect() == nil)
+    }
+
     @Test func aGrantThatLandsAfterTheReconnectIsFoundByTheNextQuestion() throws {
         var store = store(100)
         var desk = LeaseDesk(&store)
