@@ -29,6 +29,15 @@ public struct TransferHead: Sendable {
         return true
     }
 
+    /// The values of all fields of a name in lower case.
+    public func values(of lowercase: [UInt8]) -> [ArraySlice<UInt8>] {
+        fields.compactMap { field in
+            let name = bytes[field.name]
+            guard name.count == lowercase.count, name.elementsEqual(lowercase, by: { (65...90 ~= $0 ? $0 | 0x20 : $0) == $1 }) else { return nil }
+            return bytes[field.value]
+        }
+    }
+
     public func value(of lowercase: StaticString) -> ArraySlice<UInt8>? {
         for field in fields where isNamed(field, lowercase) { return bytes[field.value] }
         return nil

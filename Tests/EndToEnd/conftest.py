@@ -93,6 +93,8 @@ def configuration(services, **boot):
         "always": {"charge": "always"},
         "never": {"charge": "never"},
         "dear": {"units": 5},
+        "reported": {"units": {"max": 5, "header": "X-Units"}},
+        "reported-always": {"units": {"max": 5, "header": "X-Units"}, "charge": "always"},
         "preserved": {"upstream": "preserved"},
         "limited": {"service": "limited"},
     }

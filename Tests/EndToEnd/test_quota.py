@@ -83,6 +83,44 @@ def test_route_may_charge_failures_and_several_units(gateway, tenants, log):
     kit.eventually(lambda: log.quota(environment, "orders") == [11, 0, 0, 11])
 
 
+@pytest.mark.parametrize("host, query, units", [
+    ("reported.test", "units=2", 2), ("reported.test", "units=0", 0), ("reported.test", "units=5", 5),
+    ("reported.test", "status=500&units=2", 0), ("reported-always.test", "status=500&units=2", 2),
+    # What is no number up to the bound is no report: the bound is charged.
+    ("reported.test", "", 5), ("reported.test", "units=6", 5), ("reported.test", "units=2|2", 5), ("reported.test", "units=-1", 5),
+    ("reported.test", "units=two", 5), ("reported-always.test", "status=500", 5),
+])
+@pytest.mark.parametrize("limit", [100, None])
+def test_upstream_says_what_an_answer_costs(gateway, tenants, log, host, query, units, limit):
+    environment = tenants.environment(orders=limit)
+    answer = ask(gateway.port, "GET", f"/say?{query}", host=host, key=environment.key)
+    assert answer.status == (500 if "500" in query else 200) and not answer.all("x-units")
+    assert log.row(answer.id)["units"] == units
+    kit.eventually(lambda: log.quota(environment, "orders") == [units, limit and limit - units, 0, units], what="the books agree")
+
+
+def test_missing_reports_are_told_to_the_operator(gateway, tenants):
+    since = gateway.log_path.stat().st_size
+    environment = tenants.environment(orders=None)
+    assert ask(gateway.port, "GET", "/say?units=many", host="reported.test", key=environment.key).status == 200
+    message = "an upstream did not say what an answer costs: the route's max is charged"
+    [said] = kit.eventually(lambda: gateway.said(message, since), what="it is reported")
+    assert (said["level"], said["route"], said["upstream"]) == ("warning", "reported", "raw")
+
+
+def test_what_an_answer_does_not_cost_is_free_before_it_ends(gateway, tenants, raw, log):
+    environment = tenants.environment(orders=5)
+    with Wire(gateway.port) as wire:  # One connection is one worker; the other one has to recall what this one holds.
+        wire.send(request("GET", "/say?units=1&gate=streaming", host="reported.test", key=environment.key))
+        kit.eventually(lambda: raw.seen("gate=streaming"), what="it is upstream")
+        for _ in range(4):
+            kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=environment.key).status == 200, what="a unit is free")
+        assert ask(gateway.port, "GET", "/echo", key=environment.key).status == 429
+        raw.release("streaming")
+        assert wire.read().status == 200
+    kit.eventually(lambda: log.quota(environment, "orders") == [5, 0, 0, 5], what="the books agree")
+
+
 def test_raised_limit_serves_at_once(gateway, tenants, log):
     environment = tenants.environment(orders=1)
     tenants.sql(f"UPDATE pandora.project_service SET max_request = 5 WHERE project_id = {environment.project_id}")

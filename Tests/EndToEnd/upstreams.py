@@ -78,8 +78,8 @@ class Received:
 class ScriptedUpstream:
     """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time.
 
-    /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `empty` (no body), and `hold`: a name that it waits
-    for until `release(name)`.
+    /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `units` (X-Units, several with |), `empty` (no
+    body), `hold`: a name that it waits for until `release(name)`, and `gate`: the same in the middle of its body.
     """
 
     def __init__(self):
@@ -175,6 +175,13 @@ class ScriptedUpstream:
         head = b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n" % (int(said.get("status", 200)), len(body))
         if "outcome" in said:
             head += b"Pandora-Flow-Outcome: %s\r\n" % said["outcome"].encode("latin-1")
+        for units in said.get("units", "").split("|") if "units" in said else ():
+            head += b"X-Units: %s\r\n" % units.encode("latin-1")
+        if "gate" in said:
+            connection.sendall(head + b"\r\n" + body[:2])
+            self.gates[said["gate"]].wait(30)
+            connection.sendall(body[2:])
+            return True
         connection.sendall(head + b"\r\n" + body)
         return True
 

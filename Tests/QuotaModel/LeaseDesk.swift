@@ -44,6 +44,11 @@ public struct LeaseDesk {
         return nil
     }
 
+    public mutating func reduce(_ hold: QuotaHold, to units: Int64) {
+        book.reduce(hold, to: units, now: now)
+        collect()
+    }
+
     public mutating func settle(_ hold: QuotaHold, charge: Int64) {
         book.settle(hold, charge: charge, now: now)
         collect()

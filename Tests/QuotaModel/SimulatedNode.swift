@@ -83,6 +83,8 @@ enum StoreReply {
 
 enum SimulationEvent {
     case arrive(Int)
+    /// The upstream's head says what the request costs, before it ends.
+    case report(Int, life: Int, request: Int)
     case finish(Int, life: Int, request: Int)
     case timer(Int, life: Int)
     case request(Int, life: Int, epoch: Int64, connection: Int, StoreRequest)

@@ -61,7 +61,18 @@ extension Simulation {
             }
         }
         let duration = random.chance(500) ? random.pick(1...120_000_000) : random.delay(30_000)
+        if random.chance(5) { after(random.pick(0...duration), .report(node, life: nodes[node].life, request: request)) }
         after(duration, .finish(node, life: nodes[node].life, request: request))
+    }
+
+    /// The upstream says what the request costs: the rest may be sold again at once.
+    func report(_ node: Int, _ request: Int) throws(Violation) {
+        guard let hold = nodes[node].inFlight[request] else { return }
+        let units = random.pick(0...hold.units)
+        nodes[node].book.reduce(hold, to: units, now: local(node))
+        nodes[node].inFlight[request]!.units = units
+        if hold.leased { inUse[ModelStore.RowPeriod(row: hold.row, period: hold.period)]! -= hold.units - units }
+        try pump(node)
     }
 
     /// A refusal rests on an answer whose question was sent after the request arrived.
@@ -80,7 +91,7 @@ extension Simulation {
 
     func finish(_ node: Int, _ request: Int) throws(Violation) {
         guard let hold = nodes[node].inFlight.removeValue(forKey: request) else { return }
-        // Success mostly; failure and reported units now and then.
+        // Success mostly; failure, and fewer units than were held, now and then.
         let charge = random.chance(7) ? 0 : (random.chance(9) ? random.pick(0...hold.units + 2) : hold.units)
         let units = nodes[node].book.settle(hold, charge: charge, now: local(node))
         if hold.leased {

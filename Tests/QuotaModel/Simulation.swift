@@ -124,6 +124,9 @@ public final class Simulation {
         switch event {
         case .arrive(let node):
             try arrive(node)
+        case .report(let node, let life, let request):
+            guard isAwake(node, life, event) else { return }
+            try report(node, request)
         case .finish(let node, let life, let request):
             guard isAwake(node, life, event) else { return }
             try finish(node, request)

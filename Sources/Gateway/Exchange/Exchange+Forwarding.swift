@@ -134,23 +134,39 @@ extension Exchange {
 extension Exchange: TransferDelegate {
     func transferInformational(_ transfer: Transfer, _ head: TransferHead) {
         guard self.head.isHTTP11, head.status != 100 else { return }
-        connection?.write(AnswerHead(informational: head, allocator: worker.allocator).bytes)
+        connection?.write(AnswerHead(informational: head, hiding: plan?.unitsHeader, allocator: worker.allocator).bytes)
         connection?.flushSoon()
     }
 
     func transferHead(_ transfer: Transfer, _ head: TransferHead) {
         let wish = flow == nil ? nil : head.flowWish
         let settles = settlement(status: UInt16(head.status), wish: wish) != nil
-        machine.upstreamAnswered(status: UInt16(head.status), settles: settles)
+        let held = machine.hold
+        machine.upstreamAnswered(status: UInt16(head.status), settles: settles, reported: reportedUnits(head))
+        if let held, let kept = machine.hold, kept.units < held.units { worker.quota.reduce(held, to: kept.units) }
         noteStep(status: UInt16(head.status))
         if settles { settleBeforeAnswering(head, wish: wish) } else { passHead(head) }
+    }
+
+    /// What the upstream says that the answer costs, where the route asks it; nil: all that is held.
+    private func reportedUnits(_ head: TransferHead) -> Int64? {
+        guard let plan, let name = plan.unitsHeader, let hold = machine.hold, hold.units > 0, machine.charges(UInt16(head.status)) else {
+            return nil
+        }
+        switch UnitsReport(head.values(of: name), bound: hold.units) {
+        case .units(let units): return units
+        case .faulty(let fault):
+            worker.noteUnits(fault, plan)
+            return nil
+        }
     }
 
     func passHead(_ head: TransferHead) {
         firstByteAt = worker.reactor.now
         // The rest of the body will not be taken (libcurl stops sending on a refusal): the client is told at once.
         if !isRequestComplete, head.status >= 400 { keepsAlive = false }
-        let answer = AnswerHead(head, isHead: self.head.method == "HEAD", own: own(), allocator: worker.allocator)
+        let answer = AnswerHead(
+            head, isHead: self.head.method == "HEAD", own: own(), hiding: plan?.unitsHeader, allocator: worker.allocator)
         framing = answer.framing
         if case .length(let length) = framing { answerLeft = length }
         if framing == .close { keepsAlive = false }
@@ -190,7 +206,7 @@ extension Exchange: TransferDelegate {
         switch result {
         case .success(let timings):
             attempts += timings.attempts
-            if framing == .chunked { connection?.write(AnswerHead.lastChunk(trailers, allocator: worker.allocator)) }
+            if framing == .chunked { connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator)) }
             if !isRequestComplete { keepsAlive = false }
             conclude(machine.upstreamCompleted())
         case .failure(let error):

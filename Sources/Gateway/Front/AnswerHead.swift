@@ -38,12 +38,15 @@ struct AnswerHead {
 
     // MARK: The upstream's
 
-    /// - Parameter isHead: the answer is to HEAD, which has no body whatever its fields say (RFC 9110, 9.3.2).
-    init(_ head: TransferHead, isHead: Bool, own: Own, allocator: ByteBufferAllocator) {
+    /// - Parameters:
+    ///   - isHead: the answer is to HEAD, which has no body whatever its fields say (RFC 9110, 9.3.2).
+    ///   - hidden: lower-case name of a field that is for the gateway alone.
+    init(_ head: TransferHead, isHead: Bool, own: Own, hiding hidden: [UInt8]? = nil, allocator: ByteBufferAllocator) {
         bytes = allocator.buffer(capacity: head.bytes.count + 320)
         startLine(head)
         var length: Int64?
-        let nominated = Self.nominated(head)
+        var nominated = Self.nominated(head)
+        if let hidden { nominated.append(hidden) }
         head.bytes.withUnsafeBytes { raw in
             for field in head.fields {
                 switch AnswerFieldKind(UnsafeRawBufferPointer(rebasing: raw[field.name])) {
@@ -71,18 +74,18 @@ struct AnswerHead {
     }
 
     /// 1xx: the status line and the end-to-end fields, nothing of ours.
-    init(informational head: TransferHead, allocator: ByteBufferAllocator) {
+    init(informational head: TransferHead, hiding hidden: [UInt8]? = nil, allocator: ByteBufferAllocator) {
         bytes = allocator.buffer(capacity: head.bytes.count + 64)
         startLine(head)
-        bytes.writeEndToEndFields(of: head)
+        bytes.writeEndToEndFields(of: head, hiding: hidden)
         bytes.writeStaticString("\r\n")
     }
 
     /// The end of a chunked body, with the upstream's trailers (RFC 9112, 7.1.2).
-    static func lastChunk(_ trailers: TransferHead?, allocator: ByteBufferAllocator) -> ByteBuffer {
+    static func lastChunk(_ trailers: TransferHead?, hiding hidden: [UInt8]? = nil, allocator: ByteBufferAllocator) -> ByteBuffer {
         var bytes = allocator.buffer(capacity: (trailers?.bytes.count ?? 0) + 64)
         bytes.writeStaticString("0\r\n")
-        if let trailers { bytes.writeEndToEndFields(of: trailers) }
+        if let trailers { bytes.writeEndToEndFields(of: trailers, hiding: hidden) }
         bytes.writeStaticString("\r\n")
         return bytes
     }
@@ -108,7 +111,7 @@ struct AnswerHead {
         value.withUnsafeBufferPointer { $0.isNamed("keep-alive") || $0.isNamed("close") }
     }
 
-    private static func lowercased(_ name: Slice<UnsafeRawBufferPointer>) -> [UInt8] {
+    fileprivate static func lowercased(_ name: Slice<UnsafeRawBufferPointer>) -> [UInt8] {
         name.map { $0 >= 65 && $0 <= 90 ? $0 | 0x20 : $0 }
     }
 
@@ -250,9 +253,10 @@ enum AnswerFieldKind {
 }
 
 extension ByteBuffer {
-    fileprivate mutating func writeEndToEndFields(of head: TransferHead) {
+    fileprivate mutating func writeEndToEndFields(of head: TransferHead, hiding hidden: [UInt8]?) {
         head.bytes.withUnsafeBytes { raw in
             for field in head.fields where AnswerFieldKind(UnsafeRawBufferPointer(rebasing: raw[field.name])) == .endToEnd {
+                if let hidden, AnswerHead.lowercased(raw[field.name]) == hidden { continue }
                 writeField(raw, field)
             }
         }

@@ -9,6 +9,8 @@ public enum NodeEvent: Sendable {
     case controlDatabaseLost(String)
     case listening(lost: Bool)
     case upstreamFailed(upstream: String, route: String, String)
+    /// A request was charged all that it held.
+    case unitsNotReported(upstream: String, route: String, String)
     case nameFailed(name: String, String)
     case spool(Shipper.Event)
     case maintenanceFailed(String)
@@ -21,7 +23,7 @@ public enum NodeEvent: Sendable {
 
     public var level: Logger.Level {
         switch self {
-        case .waitingForDatabase, .databaseUnfit, .databaseLost, .controlDatabaseLost, .upstreamFailed, .nameFailed,
+        case .waitingForDatabase, .databaseUnfit, .databaseLost, .controlDatabaseLost, .upstreamFailed, .unitsNotReported, .nameFailed,
             .maintenanceFailed, .flowRefused:
             .warning
         case .listening(let lost): lost ? .warning : .info
@@ -41,6 +43,7 @@ public enum NodeEvent: Sendable {
         case .databaseLost, .controlDatabaseLost: "the database is away"
         case .listening(let lost): lost ? "changes of the configuration are not heard" : "changes of the configuration are heard"
         case .upstreamFailed: "an upstream failed"
+        case .unitsNotReported: "an upstream did not say what an answer costs: the route's max is charged"
         case .nameFailed: "a target's name could not be looked up"
         case .spool(.fenced): "another process opened the spool: this node is on a copy of its disk"
         case .spool(.rolledBack): "the disk of the spool was rolled back"
@@ -64,7 +67,8 @@ public enum NodeEvent: Sendable {
             .maintenanceFailed(let reason), .flowRefused(let reason), .reloadRefused(let reason):
             ["reason": "\(reason)"]
         case .databaseLost(let worker, let reason): ["worker": "\(worker)", "reason": "\(reason)"]
-        case .upstreamFailed(let upstream, let route, let reason): ["upstream": "\(upstream)", "route": "\(route)", "reason": "\(reason)"]
+        case .upstreamFailed(let upstream, let route, let reason), .unitsNotReported(let upstream, let route, let reason):
+            ["upstream": "\(upstream)", "route": "\(route)", "reason": "\(reason)"]
         case .nameFailed(let name, let reason): ["name": "\(name)", "reason": "\(reason)"]
         case .spool(let event): Self.metadata(event)
         case .reloaded(let routes, let upstreams): ["routes": "\(routes)", "upstreams": "\(upstreams)"]

@@ -32,6 +32,8 @@ final class RoutePlan {
     /// Bytes of a request body.
     let bodyLimit: Int64
     let keyQuery: [UInt8]?
+    /// Lower-case name of the field in which the upstream says what an answer costs; no client sees it.
+    let unitsHeader: [UInt8]?
     /// Lower-case names of fields that the route takes away or replaces.
     let removedFields: Set<String>
     /// The flow that the route has a part in.
@@ -46,6 +48,7 @@ final class RoutePlan {
         bodyLimit = Int64(settings.bodyLimit ?? limits.requestBody)
         flow = settings.flow.flatMap { role in flows.first { $0.name == role.flowName } }
         keyQuery = settings.keyQuery.map { Array($0.utf8) }
+        unitsHeader = settings.unitsHeader.map { Array($0.utf8) }
         removedFields = Set(settings.headers.remove + settings.headers.replace.map { $0.name.lowercased() })
     }
 }

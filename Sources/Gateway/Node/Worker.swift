@@ -192,6 +192,12 @@ final class Worker: TurnHook, @unchecked Sendable {
         report(.upstreamFailed(upstream: plan.pool.upstream.name, route: plan.route.name, error.description))
     }
 
+    /// An upstream that does not say what an answer costs, where it should, is told as one that fails is.
+    func noteUnits(_ fault: UnitsReport.Fault, _ plan: RoutePlan) {
+        guard failures.mayTell("\(plan.route.name) units \(fault)", second: reactor.turnNow.uptimeNanoseconds / 1_000_000_000) else { return }
+        report(.unitsNotReported(upstream: plan.pool.upstream.name, route: plan.route.name, fault.rawValue))
+    }
+
     // MARK: The end of a turn
 
     func flushSoon(_ connection: ClientConnection) {

@@ -46,6 +46,13 @@ public final class QuotaKeeper {
         }
     }
 
+    /// It is known what a request costs before it ends: the rest goes back.  From then on its hold has `units`.
+    public func reduce(_ hold: QuotaHold, to units: Int64) {
+        reactor.preconditionInEventLoop()
+        book.reduce(hold, to: units, now: Self.now)
+        if book.isDue { drive() }
+    }
+
     /// A request ended and is charged.  Once per hold.
     ///
     /// - Returns: the units charged, at most those held: what the hop's record is to say.

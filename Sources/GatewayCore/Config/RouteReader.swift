@@ -9,6 +9,7 @@ struct RouteDraft {
     var service: Route.ServiceReference?
     var upstream: Upstream?
     var settings = Route.Settings()
+    var unitsMark: Mark?
 }
 
 extension ConfigurationReader {
@@ -45,6 +46,7 @@ extension ConfigurationReader {
         }
         draft.settings.rewrite = readRewrite(section, draft.match)
         readSettings(section, &draft.settings)
+        draft.unitsMark = section.mark("units")
         return draft
     }
 
@@ -98,11 +100,24 @@ extension ConfigurationReader {
         enum Deprecated: String, CaseIterable { case allow, refuse }
         section.choice("deprecated") { (choice: Deprecated) in settings.deprecatedPasses = choice == .allow }
         section.choice("charge") { settings.charge = $0 }
-        section.integer("units", in: Limits.units) { settings.units = Int64($0) }
+        readUnits(section, &settings)
         enum Outage: String, CaseIterable { case deny, allow }
         section.choice("quota_unavailable") { (choice: Outage) in settings.outage = choice == .deny ? .deny : .allow }
         section.section("log") { section in section.bool("query") { settings.logsQuery = $0 } }
         section.section("request_headers") { settings.headers = readHeaderEdits($0) }
+    }
+
+    /// A number, or a bound and the field in which the upstream says how much of it is charged.
+    private func readUnits(_ section: Section, _ settings: inout Route.Settings) {
+        guard case .mapping = section.node("units") else {
+            return section.integer("units", in: Limits.units) { settings.units = Int64($0) }
+        }
+        section.section("units") { section in
+            if !section.has("max") { faults.add(section.mark, "\(section.name) needs 'max'") }
+            section.integer("max", in: 1...Limits.units.upperBound) { settings.units = Int64($0) }
+            guard let name = section.required("header") else { return }
+            if name.lowercased() == "pandora-units" || checkFieldName(name, section.mark("header")) { settings.unitsHeader = name.lowercased() }
+        }
     }
 
     private func readHeaderEdits(_ section: Section) -> Route.HeaderEdits {

@@ -9,6 +9,12 @@ extension ConfigurationReader {
         reportConflicts(drafts)
         var routes: [Route] = []
         for draft in drafts {
+            if let role = flows.roles[draft.name], draft.settings.unitsHeader != nil {
+                faults.add(
+                    draft.unitsMark,
+                    "route '\(draft.name)' is of flow '\(role.flowName)', which is charged the units that it reserved when it started: "
+                        + "its upstream cannot report any; use units of the flow")
+            }
             guard let upstream = draft.upstream, let match = draft.match, let service = draft.service else { continue }
             var settings = draft.settings
             settings.flow = flows.roles[draft.name]

@@ -114,11 +114,15 @@ public struct ExchangeMachine: Sendable {
 
     /// The upstream's final head. Charging is decided by it.
     ///
-    /// - Parameter settles: whether the head decides about a flow and waits for that.
-    public mutating func upstreamAnswered(status: UInt16, settles: Bool = false) {
+    /// - Parameters:
+    ///   - settles: whether the head decides about a flow and waits for that.
+    ///   - reported: units that the upstream says the answer costs: where it is charged, ``hold`` has no more from now on,
+    ///     and the lease gets the rest back (``LeaseBook/reduce(_:to:now:)``).
+    public mutating func upstreamAnswered(status: UInt16, settles: Bool = false, reported: Int64? = nil) {
         expect(.forwarding)
         upstreamStatus = status
         phase = settles ? .settling : .streaming
+        if let reported, let hold, charges(status) { self.hold!.units = hold.charge(reported) }
     }
 
     /// The flow is settled, or its settlement is in the spool: the answer may go out.
@@ -131,7 +135,7 @@ public struct ExchangeMachine: Sendable {
     public mutating func upstreamCompleted() -> Ending {
         expect(.streaming)
         let status = upstreamStatus!
-        return end(ExecutionStatus(upstreamStatus: status), statusCode: status, charge: isCharged(status) ? units : 0)
+        return end(ExecutionStatus(upstreamStatus: status), statusCode: status, charge: charges(status) ? units : 0)
     }
 
     /// The transfer failed. Before the head the gateway answers with `reason`; after it the answer is cut.
@@ -163,7 +167,7 @@ public struct ExchangeMachine: Sendable {
     public mutating func clientGone(attempts: Int) -> Ending {
         precondition(phase != .ended, "gone after the end")
         let charged: Bool
-        if let upstreamStatus { charged = isCharged(upstreamStatus) } else { charged = charge == .always && attempts > 0 }
+        if let upstreamStatus { charged = charges(upstreamStatus) } else { charged = charge == .always && attempts > 0 }
         return end(.clientAborted, statusCode: phase == .streaming ? upstreamStatus : nil, charge: charged ? units : 0)
     }
 
@@ -175,7 +179,8 @@ public struct ExchangeMachine: Sendable {
 
     private var units: Int64 { hold?.units ?? 0 }
 
-    private func isCharged(_ status: UInt16) -> Bool {
+    /// Whether the route charges an answer of this status.
+    public func charges(_ status: UInt16) -> Bool {
         switch charge {
         case .always: true
         case .never: false

@@ -144,30 +144,47 @@ public struct LeaseBook {
         return .waits(ticket)
     }
 
+    /// It is known what a request costs before it ends: the rest of its units is free to admit from at once.  From then
+    /// on its hold has `units`, until it is settled.
+    public mutating func reduce(_ hold: QuotaHold, to units: Int64, now: Int64) {
+        precondition(0...hold.units ~= units, "a hold only gets smaller")
+        guard hold.leased, units < hold.units else { return }
+        let slot = change(hold) { $0.inUse -= hold.units - units }
+        unitsCameBack(slot, now)
+    }
+
     /// A request ended: `charge` of its units are used, the rest are free to admit from.  Once per hold.
     ///
     /// - Returns: the units charged, never more than were held: what the hop's record is to say.
     @discardableResult
     public mutating func settle(_ hold: QuotaHold, charge: Int64, now: Int64) -> Int64 {
         let charged = hold.charge(charge)
-        guard hold.leased else { return charged }
-        guard let slot = slotOfRow[hold.row] else { preconditionFailure("settled a hold of a row without requests") }
-        let known: Void? = shelves[slot].withLease(of: hold.period) { lease in
-            precondition(lease.inUse >= hold.units, "settled a hold twice")
+        // Where all of it went back before, its lease may be gone.
+        guard hold.leased, hold.units > 0 else { return charged }
+        let slot = change(hold) { lease in
             lease.inUse -= hold.units
             lease.charged += charged
         }
-        precondition(known != nil, "settled a hold of a lease without requests")
         if charged < hold.units || shelves[slot].lease?.period != hold.period || isClosing {
             unitsCameBack(slot, now)
         }
         return charged
     }
 
+    private mutating func change(_ hold: QuotaHold, _ body: (inout Lease) -> Void) -> Int {
+        guard let slot = slotOfRow[hold.row] else { preconditionFailure("settled a hold of a row without requests") }
+        let known: Void? = shelves[slot].withLease(of: hold.period) { lease in
+            precondition(lease.inUse >= hold.units, "settled a hold twice")
+            body(&lease)
+        }
+        precondition(known != nil, "settled a hold of a lease without requests")
+        return slot
+    }
+
     private mutating func unitsCameBack(_ slot: Int, _ now: Int64) {
         serve(slot, now)
         keepWarm(slot, now)
-        if !shelves[slot].past.isEmpty || isClosing { isDue = true }
+        if !shelves[slot].past.isEmpty || isClosing || !actions.isEmpty { isDue = true }
     }
 
     // MARK: - Answers without the store

@@ -47,7 +47,10 @@ public final class Route: Sendable {
         /// Whether a deprecated service is still served.
         public var deprecatedPasses = true
         public var charge = Charge.onSuccess
+        /// What a request costs; what it may cost at most where the upstream says how much it is.
         public var units: Int64 = 1
+        /// Lower-case name of the answer's field in which the upstream says how many of `units` a request costs; nil: all.
+        public var unitsHeader: String?
         public var outage = OutageRule.deny
         /// Whether the log keeps the query.
         public var logsQuery = false

@@ -92,6 +92,17 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(settings.rewrite == .path([.literal(Array("/c/".utf8)), .segment(1)]))
     }
 
+    @Test func anUpstreamMayReportTheUnits() throws {
+        func settings(_ units: String) throws -> Route.Settings? {
+            try parsed(file(routes: "  - {name: a, service: s, upstream: u, units: \(units)}")).traffic.routes.routes.first?.settings
+        }
+        let reported = try settings("{max: 10, header: X-Units-Used}")
+        #expect(reported?.units == 10 && reported?.unitsHeader == "x-units-used")
+        #expect(try settings("{max: 1, header: Pandora-Units}")?.unitsHeader == "pandora-units")
+        let plain = try settings("3")
+        #expect(plain?.units == 3 && plain?.unitsHeader == nil)
+    }
+
     @Test(arguments: [
         ("1us", Duration.microseconds(1)), ("250ms", .milliseconds(250)), ("10s", .seconds(10)), ("5m", .seconds(300)),
         ("2h", .seconds(7200)), ("1d", .seconds(86_400)),
@@ -171,6 +182,14 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("{name: a, service: s, upstream: u, rewrite: '/{idd}', match: {pattern: '/a/{id}'}}", "f:5:49: error: routes[0].rewrite: the route's pattern has no parameter 'idd'; did you mean 'id'?"),
         ("{name: a, service: s, upstream: u, charge: onsuccess}", "f:5:48: error: routes[0].charge must be one of on_success, always, never, found 'onsuccess'; did you mean 'on_success'?"),
         ("{name: a, service: s, upstream: u, units: -1}", "f:5:47: error: routes[0].units must be between 0 and 1000000000000, found -1"),
+        ("{name: a, service: s, upstream: u, units: {max: 3}}", "f:5:48: error: routes[0].units needs 'header'"),
+        ("{name: a, service: s, upstream: u, units: {header: X-U}}", "f:5:48: error: routes[0].units needs 'max'"),
+        ("{name: a, service: s, upstream: u, units: {max: 0, header: X-U}}", "f:5:53: error: routes[0].units.max must be between 1 and 1000000000000, found 0"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, heder: X-U, header: X-U}}", "f:5:56: error: unknown key 'heder' in routes[0].units; did you mean 'header'?"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, header: X U}}", "f:5:64: error: 'X U' is no name of a header field"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, header: Content-Length}}", "f:5:64: error: header field 'Content-Length' belongs to the gateway"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, header: Pandora-Flow}}", "f:5:64: error: header field 'Pandora-Flow' belongs to the gateway"),
+        ("{name: a, service: s, upstream: u, units: [3]}", "f:5:47: error: routes[0].units must be a single value, found a list"),
         ("{name: a, service: s, upstream: u, request_headers: {remove: [Host]}}", "f:5:67: error: header field 'Host' belongs to the gateway; use host_header of the upstream"),
         ("{name: a, service: s, upstream: u}\n  - {name: a, service: s, upstream: u, match: {path: /b}}", "f:6:12: error: route 'a' exists already, in line 5"),
         ("{name: a, service: s, upstream: u}\n  - {name: b, service: s, upstream: u}", "f:6:6: error: route 'b' can never match: route 'a' in line 5 has the same conditions"),
@@ -184,6 +203,19 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("u: {targets: [h:1], tls: {verify: false}}", "f:3:23: error: upstreams.u.tls has no use with scheme http; did you mean 'scheme: https'?"),
         ("u: {targets: [h:1], scheme: htps}", "f:3:31: error: upstreams.u.scheme must be one of http, https, found 'htps'; did you mean 'https'?"),
     ]) func upstreams(upstream: String, expected: String) { #expect(faults(file(upstreams: "  \(upstream)")) == [expected]) }
+
+    @Test(arguments: ["start", "finish", "steps"]) func theUnitsOfAFlowAreNotReported(_ role: String) {
+        let reporting = ["start": "a", "finish": "b", "steps": "c"][role]!
+        let routes = ["a", "b", "c"].map { name in
+            "  - {name: \(name), match: {path: /\(name)}, service: s, upstream: u\(name == reporting ? ", units: {max: 3, header: X-U}" : "")}"
+        }
+        let line = 5 + ["a", "b", "c"].firstIndex(of: reporting)!
+        #expect(
+            faults(file("flows: {f: {start: a, steps: [c], finish: b}}", routes: routes.joined(separator: "\n"))) == [
+                "f:\(line):66: error: route '\(reporting)' is of flow 'f', which is charged the units that it reserved when it started: "
+                    + "its upstream cannot report any; use units of the flow"
+            ])
+    }
 
     @Test func routesThatCouldTieAreAmbiguous() {
         let routes = """

@@ -111,6 +111,34 @@ import Testing
         #expect(cut.charge == (charge == .always ? 3 : 0) && cut.cutsAnswer && cut.status == .upstreamError && cut.statusCode == status)
     }
 
+    /// quota.md, 6: the declared bound is held, the rest given back, on the head; what the answer costs in the end is never more.
+    @Test(arguments: [
+        (Route.Charge.onSuccess, UInt16(200), Int64(4), Int64(4)), (.onSuccess, 200, 0, 0), (.onSuccess, 200, 10, 10), (.onSuccess, 200, 11, 10),
+        (.onSuccess, 500, 4, 10), (.always, 500, 4, 4),
+    ])
+    func unitsThatTheUpstreamReportsAreWhatTheHoldHasLeft(_ charge: Route.Charge, _ status: UInt16, _ reported: Int64, _ kept: Int64) {
+        let costs = charge == .always || status == 200 ? kept : 0
+        var complete = forwarding(charge, units: 10)
+        complete.upstreamAnswered(status: status, reported: reported)
+        #expect(complete.hold?.units == kept && complete.upstreamCompleted().charge == costs)
+        var abandoned = forwarding(charge, units: 10)
+        abandoned.upstreamAnswered(status: status, reported: reported)
+        #expect(abandoned.clientGone(attempts: 1).charge == costs)
+        var died = forwarding(charge, units: 10)
+        died.upstreamAnswered(status: status, reported: reported)
+        #expect(died.upstreamFailed(.init(.upstreamClosed), attempts: 1).charge == (charge == .always ? kept : 0))
+    }
+
+    @Test(arguments: [
+        (["0"], UnitsReport.units(0)), (["10"], .units(10)), (["007"], .units(7)), ([], .faulty(.absent)), (["1", "1"], .faulty(.repeated)),
+        ([""], .faulty(.malformed)), (["-1"], .faulty(.malformed)), (["+1"], .faulty(.malformed)), (["1.0"], .faulty(.malformed)),
+        (["1, 1"], .faulty(.malformed)), (["0x1"], .faulty(.malformed)), (["\u{0661}"], .faulty(.malformed)), (["1 "], .faulty(.malformed)),
+        (["11"], .faulty(.aboveBound)), (["99999999999999999999999"], .faulty(.aboveBound)),
+    ])
+    func aReportIsOneWholeNumberUpToTheBound(_ values: [String], _ report: UnitsReport) {
+        #expect(UnitsReport(values.map { Array($0.utf8)[...] }, bound: 10) == report)
+    }
+
     @Test(arguments: [(Route.Charge.onSuccess, 1, Int64(0)), (.always, 0, 0), (.always, 1, 3)])
     func withoutAHeadOnlyWhatIsAlwaysChargedCosts(_ charge: Route.Charge, _ attempts: Int, _ units: Int64) {
         var failed = forwarding(charge, units: 3)

@@ -25,6 +25,43 @@ import Testing
 
     func free(_ store: ModelStore) -> Int64 { store.quotas[row]!.free }
 
+    // MARK: - Units that the upstream reports
+
+    @Test func whatTheUpstreamDidNotTakeServesWhoWaitsAtOnce() throws {
+        var store = store(10)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(10))
+        desk.talk(to: &store)
+        var hold = try #require(desk.answers[0].admission.hold)
+        desk.admit(want(6))
+        // Not by the desk's hand, which looks after the book at every turn: the book has to say that somebody can be answered.
+        desk.book.reduce(hold, to: 4, now: desk.now)
+        #expect(desk.book.isDue)
+        let answered = desk.book.takeActions().compactMap { if case .answer(_, let admission) = $0 { admission.hold?.units } else { nil } }
+        #expect(answered == [6])
+        hold.units = 4
+        desk.settle(hold, charge: 4)
+        desk.ship([charged(hold)], to: &store)
+        #expect(store.quotas[row]?.used == 4 && free(store) == 0 && store.defect() == nil)
+    }
+
+    @Test func aHoldOfWhichNothingIsLeftEndsWithoutItsLease() throws {
+        var store = store(10, period: 60_000_000)
+        var desk = LeaseDesk(&store)
+        desk.admit(want(10))
+        desk.talk(to: &store)
+        var hold = try #require(desk.answers[0].admission.hold)
+        desk.reduce(hold, to: 0)
+        hold.units = 0
+        desk.wait(61_000_000)
+        desk.talk(to: &store)
+        desk.wait(5_000_000)
+        desk.talk(to: &store)
+        desk.settle(hold, charge: 0)
+        desk.ship([charged(hold)], to: &store)
+        #expect(store.quotas[row]?.used == 0 && store.quotas[row]?.held == 0 && store.defect() == nil)
+    }
+
     // MARK: - Asking
 
     @Test func leasedUnitsCostNoQuestion() throws {

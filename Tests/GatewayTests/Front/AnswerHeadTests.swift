@@ -53,6 +53,18 @@ import Testing
         #expect(!lines.contains { $0.contains("forged") })
     }
 
+    @Test func whatIsForTheGatewayAloneStops() {
+        let own = Array("x-units".utf8)
+        let fields = ["X-Units: 3", "X-Units-2: 4", "x-UNITS: 5", "Content-Length: 0"]
+        let final = AnswerHead(head(200, fields), isHead: false, own: self.own(), hiding: own, allocator: ByteBufferAllocator())
+        #expect(Array(lines(final).prefix(3)) == ["HTTP/1.1 200 Fine", "X-Units-2: 4", "Content-Length: 0"])
+        let interim = AnswerHead(informational: head(103, fields), hiding: own, allocator: ByteBufferAllocator())
+        #expect(lines(interim) == ["HTTP/1.1 103 Fine", "X-Units-2: 4"])
+        let end = AnswerHead.lastChunk(head(200, fields), hiding: own, allocator: ByteBufferAllocator())
+        #expect(String(buffer: end) == "0\r\nX-Units-2: 4\r\n\r\n")
+        #expect(head(200, fields).values(of: own).map(Array.init) == [Array("3".utf8), Array("5".utf8)])
+    }
+
     @Test func framingFollowsTheClient() {
         #expect(answer(200, ["Content-Length: 12"]).framing == .length(12))
         #expect(answer(200, ["Content-Length: 12", "content-length: 12"]).lines.filter { $0.lowercased().hasPrefix("content-length") }.count == 1)

@@ -72,6 +72,8 @@ final class KeeperNode: @unchecked Sendable {
         return try await promise.futureResult.get()
     }
 
+    func reduce(_ hold: QuotaHold, to units: Int64) async throws { try await onReactor { [self] in keeper.reduce(hold, to: units) } }
+
     /// Settles holds; what they charged is booked as a log batch would.
     func settle(_ holds: [QuotaHold], charge: Int64, booking database: TestDatabase) async throws {
         let charged = try await onReactor { [self] in holds.map { keeper.settle($0, charge: charge) } }

@@ -67,6 +67,24 @@ import Testing
         #expect(try await database.numbers() == "10000|990000|0|10000")
     }
 
+    @Test func whatTheUpstreamDidNotTakeServesWhoWaitsAtOnce() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        var limits = LeaseLimits()
+        // Nobody is refused before this test gives units back.
+        (limits.recallWait, limits.waitMax) = (120_000_000, 120_000_000)
+        let node = try await KeeperNode(database, limits: limits)
+        var hold = try #require(try await node.admit(1, want(10))[0].hold)
+        async let waiting = node.admit(1, want(6))
+        try await eventually("it asked") { try await node.counters().asks > 1 }
+        try await node.reduce(hold, to: 4)
+        let second = try #require(try await waiting[0].hold)
+        hold.units = 4
+        try await node.settle([hold], charge: 4, booking: database)
+        try await node.settle([second], charge: 6, booking: database)
+        #expect(try await database.numbers() == "10|0|0|10")
+        try await node.close()
+    }
+
     @Test func idleUnitsGoBack() async throws {
         let database = try await TestDatabase.withQuota(100)
         let node = try await KeeperNode(database)
