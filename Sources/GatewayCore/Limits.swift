@@ -67,8 +67,9 @@ public enum Limits {
     public static let flowTimeMax = Duration.seconds(86_400)
     public static let flowHops = 100
     public static let openFlowsPerKey = 100
-    /// A claim outlives the longest transfer of its route by this.
-    public static let flowClaimMargin = Duration.seconds(30)
+    /// The claim of a finish is void after so long, unless its node, while the hop is on its way, renews it: this often.
+    public static let flowClaim = Duration.seconds(60)
+    public static let flowClaimRenewal = Duration.seconds(15)
 
     // The sweeper.
     /// How often abandoned flows and due resets are looked for, and how many of them at a time.

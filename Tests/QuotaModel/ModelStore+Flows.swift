@@ -109,7 +109,10 @@ extension ModelStore {
         }
         if flow.flow != hop.flow { return .refused(.foreign) }
         if let finishing = flow.finishingHop {
-            return hop.isFinish && finishing == hop.requestID ? .passed(passed()) : .finishing
+            guard hop.isFinish, finishing == hop.requestID else { return .finishing }
+            flow.expiresAt = now + hop.claimTime
+            reservations[hop.id] = flow
+            return .passed(passed())
         }
         if hop.isFinish, flow.lastHop == hop.requestID { return .finishing }
         let known = hop.isFinish ? nil : hop.key.flatMap { flow.steps[$0] }

@@ -10,9 +10,11 @@ struct SimulatedFlow {
     /// Hops that have claimed the finish, as far as their nodes know, until they hear what became of it.
     var claims: [RequestID: Claim] = [:]
 
+    /// When the store holds the claims for void.
+    var voids: [RequestID: Int64] = [:]
+
     struct Claim {
         let node: Int
-        let void: Int64
         /// Its settlement is on its way, and may have taken effect.
         var isSettling = false
     }
@@ -28,6 +30,7 @@ extension Simulation {
         var limits = FlowLimits()
         limits.waitMax = 300_000
         limits.settleMax = 200_000
+        limits.renewInterval = 150_000
         return limits
     }()
 
@@ -148,8 +151,7 @@ extension Simulation {
         guard flow.finishes < 8 else { return }
         flows[id]!.finishes += 1
         var hop = FlowHop(
-            finishOf: flow.flow, id: id, requestID: newRequest(), environmentID: flow.start.row.environmentID,
-            timeout: .seconds(1))
+            finishOf: flow.flow, id: id, requestID: newRequest(), environmentID: flow.start.row.environmentID)
         // Short enough that a node which sleeps through it wakes to find its flow expired.
         hop.claimTime = random.pick(400_000...5_000_000)
         after(pause + random.delay(2_000), .flowWork(anyNode(), .hop(hop)))
@@ -158,18 +160,19 @@ extension Simulation {
     private func advanced(_ node: Int, _ hop: FlowHop, _ answer: FlowHopAnswer) throws(Violation) {
         switch answer {
         case .passed(let open) where hop.isFinish:
-            for (other, claim) in flows[hop.id]!.claims where other != hop.requestID && claim.void > now {
+            for (other, claim) in flows[hop.id]!.claims where other != hop.requestID && flows[hop.id]!.voids[other] ?? 0 > now {
                 if !options.failovers, !claim.isSettling { throw violation("\(hop.id) is claimed by \(other) on node \(claim.node) and again by \(hop.requestID)") }
             }
-            flows[hop.id]!.claims[hop.requestID] = .init(node: node, void: now + hop.claimTime)
+            flows[hop.id]!.claims[hop.requestID] = .init(node: node)
             let status: UInt16? = random.chance(4) ? (random.chance(2) ? 500 : nil) : 200
             let wish: FlowWish? = random.chance(10) ? (random.chance(2) ? .commit : .rollback) : nil
             let verdict = flows[hop.id]!.flow.verdict(on: .finish(flow: "f"), status: status, wish: wish)
             let charge = random.chance(5) ? random.pick(0...open.units + 1) : nil
             guard let settlement = open.settlement(verdict, hop: hop.requestID, of: flows[hop.id]!.flow, charge: charge)
             else { throw violation("a finish settles nothing") }
-            // Never longer than its route lets it take.
-            after(min(random.delay(30_000), hop.claimTime / 2), .flowAnswer(node, life: nodes[node].life, .settle(settlement)))
+            // Now and then it takes much longer than its claim lives.
+            let time = random.chance(6) ? random.pick(0...3 * hop.claimTime) : random.delay(30_000)
+            after(time, .flowAnswer(node, life: nodes[node].life, .settle(settlement)))
         case .passed(let open):
             let verdict: FlowVerdict = random.chance(25) ? .commit : (random.chance(25) ? .rollback : .stay)
             if let settlement = open.settlement(verdict, hop: hop.requestID, of: flows[hop.id]!.flow) {
@@ -189,7 +192,7 @@ extension Simulation {
     private func settled(_ node: Int, _ work: FlowWork, _ answer: FlowSettled) throws(Violation) {
         guard case .settle(let said) = work else { return }
         let claim = flows[said.id]!.claims.removeValue(forKey: said.hop)
-        if case .ended(.expired) = answer, let claim, claim.void >= now, !options.failovers {
+        if case .ended(.expired) = answer, let claim, flows[said.id]!.voids[said.hop] ?? 0 >= now, !options.failovers {
             throw violation("\(said.id) expired before the claim of node \(claim.node) was void")
         }
         switch answer {

@@ -37,7 +37,11 @@ extension Simulation {
             case .startFlows(let number, let starts):
                 return .flowsStarted(number, store.start(starts))
             case .advanceFlows(let number, let hops):
-                return .flowsAdvanced(number, store.advance(hops))
+                let answers = store.advance(hops)
+                for (hop, answer) in zip(hops, answers) where hop.isFinish {
+                    if case .passed = answer { flows[hop.id]!.voids[hop.requestID] = now + hop.claimTime }
+                }
+                return .flowsAdvanced(number, answers)
             case .settleFlows(let number, let orders):
                 return .flowsSettled(number, store.settle(orders))
             }

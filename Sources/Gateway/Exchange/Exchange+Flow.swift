@@ -44,9 +44,7 @@ extension Exchange {
                 stepOf: flow, index: index, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment, key: part.stepKey)
             worker.flows.step(hop) { [self] in flowHopped($0) }
         case .finish:
-            let hop = FlowHop(
-                finishOf: flow, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment,
-                timeout: plan!.route.settings.timeouts.total)
+            let hop = FlowHop(finishOf: flow, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment)
             worker.flows.claim(hop) { [self] in flowHopped($0) }
         }
     }

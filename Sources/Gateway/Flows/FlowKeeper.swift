@@ -56,7 +56,8 @@ public final class FlowKeeper {
     }
 
     /// Claims the finish, before it is forwarded: from `passed` on no other hop can finish the flow, and nobody expires
-    /// it, until the claim's time is over.  To be settled once, whatever happens.
+    /// it, as long as this keeper lives and reaches the store.  To be settled once, whatever happens; where the claim was
+    /// void for so long that the flow has expired, that is the answer to the settlement.
     public func claim(_ hop: FlowHop, _ done: @escaping (FlowHopAnswer) -> Void) {
         precondition(hop.isFinish, "only a finish is claimed")
         take(hop, done)

@@ -74,9 +74,24 @@ extension FlowBook {
         guard let waiters = hops.answered(number) else { return }
         precondition(answers.count == waiters.count, "one answer a request")
         for (waiter, answer) in zip(waiters, answers) {
-            if let ticket = waiter?.ticket { actions.append(.answerHop(ticket, answer)) }
+            guard let waiter else { continue }
+            if waiter.request.isFinish { noteClaim(waiter, answer, now) }
+            if let ticket = waiter.ticket { actions.append(.answerHop(ticket, answer)) }
         }
         isDue = true
+    }
+
+    private mutating func noteClaim(_ waiter: FlowLane<FlowHop>.Waiter, _ answer: FlowHopAnswer, _ now: Int64) {
+        let hop = waiter.request
+        if case .passed = answer {
+            // A renewal that is answered after its hop was settled begins nothing.
+            guard waiter.ticket != nil else { return }
+            claims[hop.requestID] = hop
+            if renewAt == .max { renewAt = now + limits.renewInterval }
+        } else if claims.removeValue(forKey: hop.requestID) != nil {
+            // Void: what the hop says at its end will be answered with what became of the flow.
+            counters.claimsLost += 1
+        }
     }
 
     /// The answers to a statement of settlements and resolutions.

@@ -22,7 +22,9 @@ public enum FlowAction: Sendable, Equatable {
 /// The flows of one worker on their way to the store: a state machine without I/O.
 ///
 /// The store's rows are the only state there is of a flow, so that every node can take its next hop; this book gathers
-/// what waits into statements, one of a kind in flight, and sees to it that nothing a request left behind stays.
+/// what waits into statements, one of a kind in flight, and sees to it that nothing a request left behind stays.  A claim
+/// is short, so that the flow of a node that dies is soon free, and is renewed until its hop is settled, however long that
+/// takes.
 /// Everything is idempotent in the store: after a lost answer the same is said again, in order.  A request whose wait
 /// ends while the store may have heard it takes it back: a start is rolled back, a claim is given up.
 ///
@@ -55,6 +57,9 @@ public struct FlowBook {
         public var late = 0
         /// Starts and claims taken back because their requests had given up.
         public var undone = 0
+        /// Claims renewed, and those found to be void before they were settled.
+        public var renewals = 0
+        public var claimsLost = 0
     }
 
     enum Link: Equatable {
@@ -77,6 +82,9 @@ public struct FlowBook {
     var hops = FlowLane<FlowHop>()
     var orders = FlowLane<FlowOrder>()
     var notes = FlowLane<FlowNote>()
+    /// Claims that stand until they are settled, by their hops; and when they are renewed.
+    var claims: [RequestID: FlowHop] = [:]
+    var renewAt: Int64 = .max
     var recalledAt: [QuotaRow: Int64] = [:]
     var actions: [FlowAction] = []
     var nextNumber: UInt64 = 1
@@ -115,6 +123,7 @@ public struct FlowBook {
 
     /// Says what became of a flow.  Once per claim, and at most once per start or step.
     public mutating func settle(_ settlement: FlowSettlement, now: Int64) -> Decision<FlowSettled> {
+        claims[settlement.hop] = nil
         guard orders.count < limits.waitingMax else {
             counters.pending += 1
             return .answered(.pending(settlement))
@@ -172,6 +181,8 @@ public struct FlowBook {
     public mutating func connected(now: Int64) {
         forgetStatements(now)
         link = .ready
+        // Nobody renewed them while it was away.
+        if !claims.isEmpty { renewAt = now }
         isDue = true
     }
 
@@ -205,12 +216,24 @@ public struct FlowBook {
     public mutating func advance(to now: Int64) {
         isDue = false
         endLongWaits(now)
+        if now >= renewAt { renewClaims(now) }
         if link == .ready { sendStatements(now) }
         let isReady = link == .ready
         let next = min(
             starts.deadline(isReady: isReady), hops.deadline(isReady: isReady), orders.deadline(isReady: isReady),
-            notes.deadline(isReady: isReady))
+            notes.deadline(isReady: isReady), renewAt)
         deadline = next == .max ? nil : next
+    }
+
+    /// Says every claim again that is not settled: the store lets it live longer.  In an order that does not differ from
+    /// run to run.
+    private mutating func renewClaims(_ now: Int64) {
+        renewAt = claims.isEmpty ? .max : now + limits.renewInterval
+        guard link == .ready else { return }
+        for claim in claims.values.sorted(by: { $0.id < $1.id }) where hops.count < 2 * limits.waitingMax {
+            hops.add(.init(ticket: nil, request: claim, until: now + limits.waitMax))
+            counters.renewals += 1
+        }
     }
 
     private mutating func sendStatements(_ now: Int64) {
@@ -233,10 +256,10 @@ public struct FlowBook {
             if waiter.wasSent { undo(waiter.request, now) }
         }
         for waiter in hops.giveUp(now) {
+            // A renewal is followed by the next one.
+            guard let ticket = waiter.ticket else { continue }
             counters.unavailable += 1
-            if let ticket = waiter.ticket {
-                actions.append(.answerHop(ticket, .unavailable(retryAfter: limits.retryAfterOutage)))
-            }
+            actions.append(.answerHop(ticket, .unavailable(retryAfter: limits.retryAfterOutage)))
             if waiter.wasSent, waiter.request.isFinish { undo(waiter.request, now) }
         }
         for waiter in orders.giveUp(now) {

@@ -14,6 +14,8 @@ public struct FlowLimits: Sendable, Equatable {
     /// Least time between two questions while only a recall is waited for, and between two recalls of a row.
     public var recallAskInterval: Int64 = 10_000
     public var recallInterval: Int64 = 50_000
+    /// How often the claims of hops on their way are renewed.
+    public var renewInterval = Limits.flowClaimRenewal.wholeMicroseconds
     /// Pause after a statement that the store refused.
     public var retryInterval: Int64 = 50_000
     /// Requests of one kind that may wait at once.

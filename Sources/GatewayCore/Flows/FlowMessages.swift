@@ -55,7 +55,7 @@ public struct FlowHop: FlowRequest, Equatable {
     public var hopsMax: Int64
     /// Until a flow without a further hop expires.
     public var timeToLive: Int64
-    /// Until a claim is void: by then its hop must have been settled.
+    /// Until a claim is void, unless it is said again: by then its hop must have been settled.
     public var claimTime: Int64
     public var key: StepKey?
 
@@ -79,14 +79,12 @@ public struct FlowHop: FlowRequest, Equatable {
     }
 
     /// The claim of a finish.
-    ///
-    /// - Parameter timeout: the longest that the route's transfer can take.
     public init(
-        finishOf flow: Flow, id: ReservationID, requestID: RequestID, environmentID: Int64, timeout: Duration
+        finishOf flow: Flow, id: ReservationID, requestID: RequestID, environmentID: Int64, claim: Duration = Limits.flowClaim
     ) {
         self.init(flow, id, requestID, environmentID)
         isFinish = true
-        claimTime = (timeout + Limits.flowClaimMargin).wholeMicroseconds
+        claimTime = claim.wholeMicroseconds
     }
 
     var life: Int64 { isFinish ? claimTime : timeToLive }

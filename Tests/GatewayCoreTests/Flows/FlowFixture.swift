@@ -39,7 +39,7 @@ struct FlowFixture {
     }
 
     mutating func finish(_ id: ReservationID) -> FlowHop {
-        FlowHop(finishOf: flow, id: id, requestID: request(), environmentID: 1, timeout: .seconds(10))
+        FlowHop(finishOf: flow, id: id, requestID: request(), environmentID: 1)
     }
 
     /// What the hop has to say of a flow it holds.

@@ -1,6 +1,7 @@
-import GatewayCore
 import QuotaModel
 import Testing
+
+@testable import GatewayCore
 
 /// Lost messages, lost processes, lost commits, races, and periods that end in between: each interleaving that a flow
 /// survives, by name.
@@ -257,15 +258,79 @@ import Testing
             $0.timeMax = .seconds(1)
         }
         var (store, desk, open, hop) = try claimed(&fixture)
-        store.now = desk.now + 39_999_999
+        store.now = desk.now + 59_999_999
         #expect(store.expireFlows() == 0)
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
+    }
+
+    @Test func aClaimIsRenewedForAsLongAsItsHopTakes() throws {
+        var fixture = FlowFixture()
+        var (store, desk, open, hop) = try claimed(&fixture)
+        for _ in 0..<20 {
+            desk.wait(15_000_000)
+            desk.talk(to: &store)
+            store.now = desk.now + 44_999_999
+            #expect(store.expireFlows() == 0)
+        }
+        #expect(store.reservations[open.id]?.hops == 2 && desk.book.counters.renewals == 20)
+        #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
+        desk.wait(60_000_000)
+        #expect(desk.outbox.isEmpty && desk.book.deadline == nil)
+    }
+
+    @Test func aClaimIsRenewedAtOnceWhenTheStoreIsBack() throws {
+        var fixture = FlowFixture()
+        var (store, desk, open, hop) = try claimed(&fixture)
+        desk.loseConnection()
+        desk.wait(59_000_000)
+        desk.connect()
+        desk.talk(to: &store)
+        store.now = desk.now + 59_999_999
+        #expect(store.expireFlows() == 0)
+        #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
+    }
+
+    @Test func aRenewalThatIsNotAnsweredTakesNothingBack() throws {
+        var fixture = FlowFixture()
+        var (store, desk, open, hop) = try claimed(&fixture)
+        desk.wait(15_000_000)
+        let renewal = desk.outbox.removeFirst()
+        desk.wait(2_000_000)
+        #expect(desk.outbox.isEmpty && desk.book.counters.undone == 0 && desk.book.counters.unavailable == 0)
+        desk.deliver(renewal, to: &store)
+        #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
+    }
+
+    @Test(arguments: [FlowVerdict.reopen, .commit]) func aRenewalThatLandsAfterTheSettlementTakesNoEffect(_ verdict: FlowVerdict) throws {
+        var fixture = FlowFixture()
+        var (store, desk, open, hop) = try claimed(&fixture)
+        desk.wait(15_000_000)
+        let straggler = desk.outbox.removeFirst()
+        _ = desk.settle(fixture.settlement(verdict, of: open, by: hop), at: &store)
+        desk.deliver(straggler, to: &store)
+        #expect(store.reservations[open.id]?.finishingHop == nil && desk.book.claims.isEmpty && desk.book.counters.claimsLost == 0)
+        if verdict == .reopen { #expect(desk.take(fixture.finish(open.id), at: &store)?.flow != nil) }
+        desk.talk(to: &store)
+        #expect(store.defect() == nil)
+    }
+
+    /// A node that slept through its claim: the store says so when it is renewed, and again when it is settled.
+    @Test func aClaimThatWasSweptIsNotRenewedAndItsSettlementIsToldSo() throws {
+        var fixture = FlowFixture(units: 3)
+        var (store, desk, open, hop) = try claimed(&fixture)
+        store.now = desk.now + 60_000_001
+        #expect(store.expireFlows() == 1)
+        desk.wait(60_000_001)
+        desk.talk(to: &store)
+        #expect(desk.book.counters.claimsLost == 1 && desk.book.claims.isEmpty && store.reservations.isEmpty)
+        #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.expired(charged: 3)))
+        #expect(FlowSettled.ended(.expired(charged: 3)).stateText == "expired" && store.defect() == nil)
     }
 
     @Test func aNodeThatDiedInTheFinishLeavesNothingHeld() throws {
         var fixture = FlowFixture(units: 10)
         var (store, _, open, _) = try claimed(&fixture)
-        store.now += 40_000_001
+        store.now += 60_000_001
         #expect(store.expireFlows() == 1 && store.quotas[fixture.row]!.free == 10)
         let other = FlowDesk(store)
         #expect(other.take(fixture.finish(open.id), at: &store) == .ended(.expired(charged: 0)))
@@ -275,7 +340,7 @@ import Testing
         var fixture = FlowFixture(units: 10)
         var (store, desk, open, hop) = try claimed(&fixture)
         // The node slept past its claim, and the units were sold again.
-        store.now += 40_000_001
+        store.now += 60_000_001
         store.expireFlows()
         #expect(desk.start(fixture.start(), at: &store)?.flow != nil)
         let settlement = fixture.settlement(.commit, of: open, by: hop)

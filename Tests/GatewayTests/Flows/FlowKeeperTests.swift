@@ -135,6 +135,26 @@ import Testing
         try await node.close()
     }
 
+    /// However long the route lets a finish take, a gateway that is killed amid it holds the flow for its claim's time at most.
+    @Test func aClaimLivesAsLongAsItsNodeAndNoLonger() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        var limits = FlowLimits()
+        limits.renewInterval = 20_000
+        let node = try await FlowNode(database, flow: FlowNode.flow(units: 4), limits: limits)
+        let open = try #require(try await node.start().flow)
+        #expect(Limits.flowClaim == .seconds(60))
+        let (answer, _) = try await node.claim(open.id, for: .seconds(2))
+        #expect((answer.flow?.expiresIn ?? 0) <= 2_000_000)
+        let void = try await database.psql("SELECT expires_at FROM pandora.reservations")[0]
+        try await eventually("it lives longer than it would by itself") {
+            try await database.psql("SELECT expires_at > '\(void)'::timestamptz + interval '1 s' FROM pandora.reservations")[0] == "t"
+        }
+        #expect(try await database.psql("SELECT state, hops FROM pandora.reservations")[0] == "finishing|2")
+        await node.die()
+        try await eventually("it is void") { try await database.psql("SELECT pandora.flow_expire(9, '0 s')")[0] == "1" }
+        #expect(try await database.flowNumbers() == "0|10|0|0|0")
+    }
+
     @Test func aSuccessAfterTheExpiryIsAnOverrun() async throws {
         let database = try await TestDatabase.withQuota(10)
         let node = try await FlowNode(database, flow: FlowNode.flow(units: 10))

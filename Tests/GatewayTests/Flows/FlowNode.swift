@@ -53,8 +53,8 @@ final class FlowNode: @unchecked Sendable {
             row: QuotaRow(environmentID: 1, serviceID: service))
     }
 
-    func newFinish(_ id: ReservationID, timeout: Duration = .seconds(10)) -> FlowHop {
-        FlowHop(finishOf: flow, id: id, requestID: newRequest(), environmentID: 1, timeout: timeout)
+    func newFinish(_ id: ReservationID, claim: Duration = Limits.flowClaim) -> FlowHop {
+        FlowHop(finishOf: flow, id: id, requestID: newRequest(), environmentID: 1, claim: claim)
     }
 
     static let key = KeyID(UUIDBits(high: 1, low: 1))
@@ -101,9 +101,9 @@ final class FlowNode: @unchecked Sendable {
     }
 
     /// Claims only.
-    func claim(_ id: ReservationID, timeout: Duration = .seconds(10)) async throws -> (FlowHopAnswer, RequestID) {
+    func claim(_ id: ReservationID, for time: Duration = Limits.flowClaim) async throws -> (FlowHopAnswer, RequestID) {
         try await ask { node, keeper, done in
-            let hop = node.newFinish(id, timeout: timeout)
+            let hop = node.newFinish(id, claim: time)
             keeper.claim(hop) { done(($0, hop.requestID)) }
         }
     }
@@ -183,6 +183,11 @@ final class FlowNode: @unchecked Sendable {
 
     func close() async throws {
         let _: Bool = try await ask { _, keeper, done in keeper.close(within: .seconds(10)) { done(true) } }
+        await die()
+    }
+
+    /// Ends without a word, as a killed process does.
+    func die() async {
         await client.shutdown()
         reactor.stop()
     }
