@@ -102,17 +102,19 @@ extension Exchange {
         guard let settlement = settlement(status: status, wish: wish) else { return done() }
         flow?.isSettled = true
         flow?.isSettling = true
-        worker.flows.settle(settlement) { [self] settled in
-            // It must be in the spool before the client is answered.
-            if case .pending(let late) = settled {
-                worker.spool.append(late, reserved: flow?.hasPlace == true)
-                flow?.hasPlace = false
-            }
+        worker.flows.settle(settlement, keep: keep) { [self] settled in
             flow?.state = settled.stateText
             flow?.isSettling = false
             if isEnded { releaseFlowPlace() }
             done()
         }
+    }
+
+    /// It must be in the database or in the spool before the client is answered.
+    private func keep(_ late: FlowSettlement) -> Bool {
+        guard worker.spool.append(late, reserved: flow?.hasPlace == true) else { return false }
+        flow?.hasPlace = false
+        return true
     }
 
     /// The place that was kept for a settlement, unless one is still on its way.

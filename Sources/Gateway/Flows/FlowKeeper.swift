@@ -73,11 +73,18 @@ public final class FlowKeeper {
         }
     }
 
-    /// Says what became of a flow.  Within the limits' `settleMax`; then the answer is `pending`, and the settlement it
-    /// carries belongs into the spool before the client is answered.  It may be said again at any time.
-    public func settle(_ settlement: FlowSettlement, _ done: @escaping (FlowSettled) -> Void) {
+    /// Says what became of a flow.  Within the limits' `settleMax`; then it is for `keep`, and the answer is `pending`.
+    ///
+    /// - Parameter keep: puts the settlement into the spool.  False: that took it no more than the store did; both are
+    ///   asked again until one has it, and `done` waits, so that nobody is told of what may be lost.
+    public func settle(
+        _ settlement: FlowSettlement, keep: @escaping (FlowSettlement) -> Bool, _ done: @escaping (FlowSettled) -> Void
+    ) {
         reactor.preconditionInEventLoop()
-        wait(for: book.settle(settlement, now: Self.now), done)
+        wait(for: book.settle(settlement, now: Self.now)) { [weak self] settled in
+            guard let self, case .pending(let late) = settled, !keep(late) else { return done(settled) }
+            _ = reactor.startTimer(in: SpoolWriter.retryInterval) { [weak self] in self?.settle(late, keep: keep, done) }
+        }
     }
 
     /// Ends an open flow on the word of a client or an operator.

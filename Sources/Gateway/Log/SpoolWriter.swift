@@ -187,16 +187,13 @@ public final class SpoolWriter: TurnHook {
     /// phase of this turn.
     ///
     /// - Parameter reserved: whether `reserve` kept place for it.
-    /// - Returns: false where it was lost and counted, as a record is.
-    @discardableResult
+    /// - Returns: false where it was not taken: there is no place, or the disk refuses writes for so long that no more can be
+    ///   kept. Then nothing was counted and a reserved place is still kept: it is to be said again.
     public func append(_ settlement: FlowSettlement, reserved isReserved: Bool) -> Bool {
-        if isReserved {
-            cancelReservation()
-        } else if !hasPlace(for: reserved + 1) {
-            progress.lostRecords(1)
-            return false
-        }
-        return write(orLose: 1) { settlement.encode(into: $0, at: $1) }
+        guard isReserved || hasPlace(for: reserved + 1) else { return false }
+        guard write(orLose: 0, { settlement.encode(into: $0, at: $1) }) else { return false }
+        if isReserved { cancelReservation() }
+        return true
     }
 
     /// Whether every record taken so far is with the kernel; with `sync: always`, on the disk.

@@ -271,7 +271,7 @@ import Testing
                             let start = node.newStart(service: Int64((index * 7) % 9) + 1)
                             keeper.start(start) { started in
                                 guard let open = started.flow else { left -= 1; if left == 0 { done(ended) }; return }
-                                keeper.settle(open.settlement(.commit, hop: start.requestID, of: node.flow)!) { answer in
+                                keeper.settle(open.settlement(.commit, hop: start.requestID, of: node.flow)!, keep: { _ in true }) { answer in
                                     if answer == .ended(.committed(units: 1)) { ended += 1 }
                                     left -= 1
                                     if left == 0 { done(ended) }

@@ -95,7 +95,7 @@ final class FlowNode: @unchecked Sendable {
                 guard case .passed(let open) = answer,
                     let settlement = open.settlement(verdict, hop: hop.requestID, of: node.flow, charge: charge)
                 else { return done((answer, nil)) }
-                keeper.settle(settlement) { done((answer, $0)) }
+                keeper.settle(settlement, keep: { _ in true }) { done((answer, $0)) }
             }
         }
     }
@@ -108,8 +108,11 @@ final class FlowNode: @unchecked Sendable {
         }
     }
 
-    func settle(_ settlement: FlowSettlement) async throws -> FlowSettled {
-        try await ask { _, keeper, done in keeper.settle(settlement, done) }
+    /// - Parameter keep: what the spool says to a settlement that is late.
+    func settle(
+        _ settlement: FlowSettlement, keep: @escaping @Sendable (FlowSettlement) -> Bool = { _ in true }
+    ) async throws -> FlowSettled {
+        try await ask { _, keeper, done in keeper.settle(settlement, keep: keep, done) }
     }
 
     func resolve(_ id: ReservationID, commits: Bool, environment: Int64? = 1) async throws -> FlowSettled {
@@ -167,7 +170,7 @@ final class FlowNode: @unchecked Sendable {
             let hop = newFinish(open.id)
             keeper.claim(hop) { [self] claimed in
                 guard case .passed(let open) = claimed else { return end(.failure(Refused(claim: claimed))) }
-                keeper.settle(open.settlement(.commit, hop: hop.requestID, of: flow)!) { end(.success($0)) }
+                keeper.settle(open.settlement(.commit, hop: hop.requestID, of: flow)!, keep: { _ in true }) { end(.success($0)) }
             }
         }
     }

@@ -70,6 +70,36 @@ import Testing
         try await node.close()
     }
 
+    /// PostgreSQL is away and the disk refuses, too: nobody hears of an end before one of them has it.
+    @Test(arguments: [true, false]) func aSettlementThatNobodyTakesIsSaidAgainUntilSomebodyDoes(_ spoolTakesIt: Bool) async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let node = try await FlowNode(database, limits: quick)
+        let open = try #require(try await node.start().flow)
+        let (answer, hop) = try await node.claim(open.id)
+        let settlement = try #require(answer.flow?.settlement(.commit, hop: hop, of: node.flow))
+        try await stop(database)
+        try await eventually("the node notices") { try await !node.isReady() }
+        let (refused, isMended) = (Locked(0), Locked(false))
+        async let settled = node.settle(settlement) { late in
+            #expect(late == settlement)
+            if isMended.withLock({ $0 }) { return true }
+            refused.withLock { $0 += 1 }
+            return false
+        }
+        try await eventually("it is said again") { refused.withLock { $0 } >= 3 }
+        if spoolTakesIt {
+            isMended.withLock { $0 = true }
+            #expect(try await settled == .pending(settlement))
+            try await start(database)
+            #expect(try await database.flowNumbers() == "0|10|1|0|1")
+        } else {
+            try await start(database)
+            #expect(try await settled == .ended(.committed(units: 1)))
+            #expect(try await database.flowNumbers() == "1|9|0|1|0")
+        }
+        try await node.close()
+    }
+
     @Test func aStartThatGaveUpBehindALockLeavesNothing() async throws {
         let database = try await TestDatabase.withQuota(10)
         var limits = FlowLimits()

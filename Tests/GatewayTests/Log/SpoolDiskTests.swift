@@ -78,6 +78,32 @@ import Testing
         try await worker.close()
     }
 
+    /// A settlement that is not taken is neither lost nor counted, and its place stays: it is said again.
+    @Test func aSettlementThatADiskRefusesForTooLongIsSaidAgain() async throws {
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root) { $0.segmentBytes = 1 << 20 }
+        let settlement = FlowSettlement(
+            id: ReservationID(UUIDBits(high: 1, low: 1)), hop: RequestID(UUIDBits(high: 2, low: 2)),
+            row: QuotaRow(environmentID: 1, serviceID: 1), period: 1, action: .commit(units: 3))
+        #expect(try await worker.on { $0.reserve() })
+        let disk = try RefusingDisk(of: worker.segment(0))
+        // What is kept until the disk is mended has an end.
+        let kept = try await worker.on { writer in
+            var kept = 0
+            while kept < 10_000, writer.append(settlement, reserved: true) { kept += writer.reserve() ? 1 : 0 }
+            return kept
+        }
+        #expect(kept < 10_000)
+        let again = try await worker.on { !$0.append(settlement, reserved: true) && !$0.append(settlement, reserved: false) }
+        #expect(again && worker.progress.lost == 0)
+        disk.mend()
+        try await eventually("the disk is mended") { try await worker.on { $0.isWritten } }
+        #expect(try await worker.on { $0.append(settlement, reserved: true) })
+        try await eventually("it is written") { try await worker.on { $0.isWritten } }
+        #expect(worker.progress.lost == 0)
+        try await worker.close()
+    }
+
     @Test func refusalsThatFindNoPlaceAreAllCounted() async throws {
         let root = TemporaryFolder()
         let worker = try await SpoolWorker(root) { $0.refusalsPerSecond = 1 }
