@@ -4,7 +4,8 @@ internal import NIOCore
 // What the configuration says, in the terms of the parts that it is for.
 
 extension SpoolSettings {
-    init(_ spool: GatewayCore.SpoolSettings, node: String) {
+    /// - Parameter workers: of the node, which share what it may do a second.
+    init(_ spool: GatewayCore.SpoolSettings, node: String, workers: Int) {
         self.init(root: spool.directory, node: node)
         sync =
             switch spool.sync {
@@ -13,7 +14,7 @@ extension SpoolSettings {
             case .always: .always
             }
         bound = Int64(spool.size)
-        refusalsPerSecond = Limits.refusalRowsPerSecond
+        refusalsPerSecond = max(1, Limits.refusalRowsPerSecond / workers)
     }
 }
 

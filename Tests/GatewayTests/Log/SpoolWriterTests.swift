@@ -31,6 +31,12 @@ import Testing
         try await worker.close()
     }
 
+    /// quota.md, 4: so many a second of each reason for the whole node.
+    @Test(arguments: [(1, 100), (2, 50), (3, 33), (16, 6), (100, 1), (256, 1)]) func workersShareTheRowsOfRefusals(_ workers: Int, _ rows: Int) {
+        let settings = Gateway.SpoolSettings(GatewayCore.SpoolSettings(), node: "n", workers: workers)
+        #expect(settings.refusalsPerSecond == rows)
+    }
+
     @Test func segmentsFollowEachOtherAndSpaceIsThereAhead() async throws {
         let root = TemporaryFolder()
         let worker = try await SpoolWorker(root)
