@@ -94,6 +94,7 @@ def configuration(services, **boot):
         "never": {"charge": "never"},
         "dear": {"units": 5},
         "reported": {"units": {"max": 5, "header": "X-Units"}},
+        "reported-allowed": {"units": {"max": 5, "header": "X-Units"}, "quota_unavailable": "allow"},
         "reported-always": {"units": {"max": 5, "header": "X-Units"}, "charge": "always"},
         "preserved": {"upstream": "preserved"},
         "limited": {"service": "limited"},

@@ -125,6 +125,25 @@ def test_cached_keys_serve_while_postgresql_is_away(site):
     assert ask(site, site.tenants.environment(orders=5).key).status == 200
 
 
+def test_units_reported_while_postgresql_is_away_are_charged_later(site):
+    environment, host, total = site.tenants.environment(orders=60), "reported-allowed.test", 1
+    with Wire(site.gateway.port) as wire:
+        assert wire.send(request("GET", "/say?units=1", host=host, key=environment.key)).read().status == 200
+        # Booked: whatever was still to be heard about the new key has been heard.
+        kit.eventually(lambda: site.log.quota(environment, "orders")[0] == 1)
+        site.postgres.stop()
+        try:
+            for _ in range(80):  # The lease ends among them, then the route's rule lets them through.
+                answer = wire.send(request("GET", "/say?units=2", host=host, key=environment.key)).read()
+                assert answer.status == 200, answer
+                total += 2
+        finally:
+            site.postgres.start()
+    kit.eventually(lambda: site.log.quota(environment, "orders") == [total, 60 - total, 0, total], 30, "all of it is charged")
+    rows = site.log.rows(f"environment_id = {environment.id}")
+    assert sum(row["units"] for row in rows) == total and {row["units"] for row in rows if row["outage"]} == {2}
+
+
 def test_kill_loses_no_answered_request(site):
     environment, token = site.tenants.environment(orders=10_000_000), uuid.uuid4().hex
     with saturated(site, site.tenants.environment(files=10_000_000)), load(site, environment, token=token) as clients:

@@ -45,6 +45,21 @@ import Testing
         #expect(store.quotas[row]?.used == 4 && free(store) == 0 && store.defect() == nil)
     }
 
+    @Test(arguments: [OutageRule.allow, nil]) func whatHasNoLeaseIsChargedWhatWasReportedAllTheSame(_ outage: OutageRule?) throws {
+        var store = store(outage == nil ? nil : 10)
+        var desk = LeaseDesk(&store)
+        if outage != nil { desk.loseConnection() }
+        let admission = desk.admit(
+            QuotaWant(environmentID: 1, serviceID: 1, units: 10, limited: outage != nil, outage: outage ?? .deny))
+        var hold = try #require(admission?.hold)
+        #expect(!hold.leased && hold.outage == (outage != nil))
+        desk.reduce(hold, to: 4)
+        hold.units = 4
+        #expect(desk.book.settle(hold, charge: hold.units, now: desk.now) == 4)
+        desk.ship([charged(hold)], to: &store)
+        #expect(store.quotas[row]?.used == 4 && store.quotas[row]?.held == 0 && store.defect() == nil)
+    }
+
     @Test func aHoldOfWhichNothingIsLeftEndsWithoutItsLease() throws {
         var store = store(10, period: 60_000_000)
         var desk = LeaseDesk(&store)
