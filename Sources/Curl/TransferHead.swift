@@ -33,8 +33,8 @@ public struct TransferHead: Sendable {
     public func values(of lowercase: [UInt8]) -> [ArraySlice<UInt8>] {
         fields.compactMap { field in
             let name = bytes[field.name]
-            guard name.count == lowercase.count, name.elementsEqual(lowercase, by: { (65...90 ~= $0 ? $0 | 0x20 : $0) == $1 }) else { return nil }
-            return bytes[field.value]
+            let isNamed = name.count == lowercase.count && name.elementsEqual(lowercase) { (65...90 ~= $0 ? $0 | 0x20 : $0) == $1 }
+            return isNamed ? bytes[field.value] : nil
         }
     }
 

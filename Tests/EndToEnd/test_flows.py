@@ -547,7 +547,8 @@ def test_a_flow_whose_finish_is_in_flight_does_not_expire(port, key, raw, postgr
         postgres.psql("SELECT pandora.flow_expire(1000, '0 s')")
         assert flow.show()["state"] == "finishing"
         # A gateway that is killed now holds it no longer than that, whatever the route's timeouts are.
-        [[left]] = postgres.psql(f"SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM pandora.reservations WHERE id = '{flow.id}'")
+        [[left]] = postgres.psql(
+            f"SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM pandora.reservations WHERE id = '{flow.id}'")
         assert 0 < float(left) <= 60
         raw.release(token)
         assert state(finishing.result()) == "committed"

@@ -206,7 +206,9 @@ extension Exchange: TransferDelegate {
         switch result {
         case .success(let timings):
             attempts += timings.attempts
-            if framing == .chunked { connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator)) }
+            if framing == .chunked {
+                connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator))
+            }
             if !isRequestComplete { keepsAlive = false }
             conclude(machine.upstreamCompleted())
         case .failure(let error):

@@ -194,7 +194,8 @@ final class Worker: TurnHook, @unchecked Sendable {
 
     /// An upstream that does not say what an answer costs, where it should, is told as one that fails is.
     func noteUnits(_ fault: UnitsReport.Fault, _ plan: RoutePlan) {
-        guard failures.mayTell("\(plan.route.name) units \(fault)", second: reactor.turnNow.uptimeNanoseconds / 1_000_000_000) else { return }
+        guard failures.mayTell("\(plan.route.name) units \(fault)", second: reactor.turnNow.uptimeNanoseconds / 1_000_000_000)
+        else { return }
         report(.unitsNotReported(upstream: plan.pool.upstream.name, route: plan.route.name, fault.rawValue))
     }
 

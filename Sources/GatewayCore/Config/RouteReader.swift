@@ -116,7 +116,8 @@ extension ConfigurationReader {
             if !section.has("max") { faults.add(section.mark, "\(section.name) needs 'max'") }
             section.integer("max", in: 1...Limits.units.upperBound) { settings.units = Int64($0) }
             guard let name = section.required("header") else { return }
-            if name.lowercased() == "pandora-units" || checkFieldName(name, section.mark("header")) { settings.unitsHeader = name.lowercased() }
+            guard name.lowercased() == "pandora-units" || checkFieldName(name, section.mark("header")) else { return }
+            settings.unitsHeader = name.lowercased()
         }
     }
 
