@@ -175,7 +175,7 @@ END
 $$;
 
 -- Hops of open flows: steps, and the claim of the hop that would finish.  A claim keeps others from finishing,
--- and the sweeper away, until its deadline, which is soon: said again while the hop is on its way, it is renewed.
+-- and the sweeper away, until its deadline.
 --   positions   place of the hop in the declared order, which is tested where it counts (ordered): the last step
 --               again or the one after it; the finish comes after all steps
 --   hop_limits  hops of the flow at most, the start and one finish included; a finish is always let in
@@ -230,11 +230,11 @@ BEGIN
                 WHERE r.id IS NULL AND l.reservation_id = w.id AND l.environment_id = w.environment) past ON true),
     moved AS (
         UPDATE pandora.reservations r
-           SET hops = r.hops + CASE j.verdict WHEN 'passed' THEN 1 ELSE 0 END, last_hop = j.request, expires_at = j.new_expiry,
+           SET hops = r.hops + 1, last_hop = j.request, expires_at = j.new_expiry,
                step = CASE WHEN j.finish THEN r.step ELSE j.position END,
                state = CASE WHEN j.finish THEN 'finishing' ELSE 'open' END,
                finishing_hop = CASE WHEN j.finish THEN j.request END
-          FROM judged j WHERE (j.verdict = 'passed' OR j.verdict = 'again' AND j.finish) AND r.id = j.id),
+          FROM judged j WHERE j.verdict = 'passed' AND r.id = j.id),
     noted AS (
         INSERT INTO pandora.flow_hop (reservation_id, idempotency_key, request_id)
         SELECT j.id, j.hop_key, j.request FROM judged j
@@ -242,8 +242,7 @@ BEGIN
         ON CONFLICT DO NOTHING)
     SELECT j.ordinal, CASE j.verdict WHEN 'again' THEN 'passed' ELSE j.verdict END, j.service_id, j.period,
            coalesce(j.units, j.charged), j.start_point, j.hops + CASE j.verdict WHEN 'passed' THEN 1 ELSE 0 END,
-           (extract(epoch FROM CASE WHEN j.verdict = 'passed' OR j.verdict = 'again' AND j.finish THEN j.new_expiry
-                                    ELSE j.expires_at END - moment) * 1000000)::bigint,
+           (extract(epoch FROM CASE j.verdict WHEN 'passed' THEN j.new_expiry ELSE j.expires_at END - moment) * 1000000)::bigint,
            j.first_request, j.first_status
       FROM judged j ORDER BY j.ordinal;
 END

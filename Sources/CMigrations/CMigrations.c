@@ -34,6 +34,9 @@ static const unsigned char m0009[] = {
 static const unsigned char m0010[] = {
 #embed "../../migrations/0010_know_refused_rows.sql"
 };
+static const unsigned char m0011[] = {
+#embed "../../migrations/0011_renew_claims.sql"
+};
 
 struct migration {
     const char *name;
@@ -52,6 +55,7 @@ static const struct migration migrations[] = {
     {"0008_create_administration.sql", m0008, sizeof m0008},
     {"0009_create_doctor.sql", m0009, sizeof m0009},
     {"0010_know_refused_rows.sql", m0010, sizeof m0010},
+    {"0011_renew_claims.sql", m0011, sizeof m0011},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }
