@@ -69,7 +69,7 @@ public enum Limits {
     public static let flowHops = 100
     public static let openFlowsPerKey = 100
     /// The claim of a finish is void after so long, unless its node, while the hop is on its way, renews it: this often.
-    public static let flowClaim = Duration.seconds(60)
+    public static let flowClaim = Duration.seconds(300)
     public static let flowClaimRenewal = Duration.seconds(15)
 
     // The sweeper.

@@ -142,7 +142,7 @@ import Testing
         limits.renewInterval = 20_000
         let node = try await FlowNode(database, flow: FlowNode.flow(units: 4), limits: limits)
         let open = try #require(try await node.start().flow)
-        #expect(Limits.flowClaim == .seconds(60))
+        #expect(Limits.flowClaim == .seconds(300))
         let (answer, _) = try await node.claim(open.id, for: .seconds(2))
         #expect((answer.flow?.expiresIn ?? 0) <= 2_000_000)
         let void = try await database.psql("SELECT expires_at FROM pandora.reservations")[0]
