@@ -76,7 +76,11 @@ let package = Package(
             name: "PostgresTests",
             dependencies: ["Postgres", "PrivateCluster", "Reactor", "TestKit", nio("NIOCore")]),
         .testTarget(
-            name: "CurlTests", dependencies: ["CLinux", "Curl", "Reactor", "TestKit", nio("NIOCore")]),
+            name: "CurlTests",
+            dependencies: [
+                "CLinux", "Curl", "Reactor", "TestKit", nio("NIOCore"), nio("NIOTLS"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ]),
         .testTarget(name: "GatewayCoreTests", dependencies: ["GatewayCore", "QuotaModel", "TestKit"]),
         .testTarget(
             name: "GatewayStoreTests",

@@ -40,6 +40,7 @@ PCURL_EASY(set_no_body, CURLOPT_NOBODY, long)
 PCURL_EASY(set_upload, CURLOPT_UPLOAD, long)
 PCURL_EASY(set_upload_length, CURLOPT_INFILESIZE_LARGE, curl_off_t)
 PCURL_EASY(set_headers, CURLOPT_HTTPHEADER, struct curl_slist *_Nullable)
+PCURL_EASY(set_connect_only, CURLOPT_CONNECT_ONLY, long)
 PCURL_EASY(set_http_version, CURLOPT_HTTP_VERSION, long)
 PCURL_EASY(set_allow_http09, CURLOPT_HTTP09_ALLOWED, long)
 PCURL_EASY(set_no_signal, CURLOPT_NOSIGNAL, long)
@@ -81,6 +82,9 @@ PCURL_MULTI(set_pipelining, CURLMOPT_PIPELINING, long)
 
 PCURL_INLINE CURLcode pcurl_get_private(CURL *_Nonnull easy, void *_Nullable *_Nonnull value) {
     return curl_easy_getinfo(easy, CURLINFO_PRIVATE, value);
+}
+PCURL_INLINE CURLcode pcurl_get_active_socket(CURL *_Nonnull easy, curl_socket_t *_Nonnull descriptor) {
+    return curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, descriptor);
 }
 
 #endif

@@ -12,11 +12,13 @@ public final class CurlClient: TurnHook {
     let configuration: CurlConfiguration
     private var multis: [Multi] = []
     private var pool: [EasyHandle] = []
-    private var transfers: [ObjectIdentifier: Transfer] = [:]
-    /// Transfers with something to deliver at the end of the turn.
-    var ready: [Transfer] = []
+    private var errands: [ObjectIdentifier: any Errand] = [:]
+    /// Those with something to deliver at the end of the turn.
+    var ready: [any Errand] = []
     /// Takes turns with `ready`, so that neither gives up its memory.
-    private var delivering: [Transfer] = []
+    private var delivering: [any Errand] = []
+    /// What tunnels receive is copied out of it, so that none of them owns a buffer.
+    let scratch: UnsafeMutableRawBufferPointer
     private var nextTick: NIODeadline?
     private var isShutDown = false
 
@@ -24,8 +26,11 @@ public final class CurlClient: TurnHook {
     public init(on reactor: Reactor, configuration: CurlConfiguration = CurlConfiguration()) throws {
         _ = CurlClient.library
         (self.reactor, self.configuration) = (reactor, configuration)
+        scratch = .allocate(byteCount: configuration.receiveBufferBytes, alignment: 16)
         reactor.addTurnHook(.collect, self)
     }
+
+    deinit { scratch.deallocate() }
 
     /// Once per process: curl_global_init(3), and no SIGPIPE, which OpenSSL's writes raise when a peer is gone and which
     /// CURLOPT_NOSIGNAL(3) leaves to the application.
@@ -34,7 +39,8 @@ public final class CurlClient: TurnHook {
         return curl_global_init(Int(CURL_GLOBAL_DEFAULT))
     }()
 
-    public var activeTransfers: Int { transfers.count }
+    /// Transfers and tunnels.
+    public var activeTransfers: Int { errands.count }
 
     // MARK: Starts
 
@@ -43,39 +49,60 @@ public final class CurlClient: TurnHook {
     ///
     /// Throws when nothing was begun: `overloaded`, `shutdown`, or `other` when the process is out of memory.
     public func start(_ request: TransferRequest, delegate: any TransferDelegate) throws(TransferError) -> Transfer {
+        try checkRoom()
+        let transfer = Transfer(self, request, delegate)
+        try begin(transfer)
+        return transfer
+    }
+
+    /// Sends a request to change to `upgrade` (a token in lower case), on a connection of its own. As with `start`, the
+    /// delegate hears of everything at the end of a turn, and the same is thrown. A tunnel counts as a transfer to its
+    /// destination, for as long as it lasts.
+    public func open(_ request: TransferRequest, upgrade: StaticString, delegate: any TunnelDelegate) throws(TransferError) -> Tunnel {
+        try checkRoom()
+        guard let tunnel = Tunnel(self, request, upgrade, delegate) else {
+            throw localError(.other, "a request target with white space or controls, or a body")
+        }
+        try begin(tunnel)
+        return tunnel
+    }
+
+    private func checkRoom() throws(TransferError) {
         guard !isShutDown else { throw localError(.shutdown, "the client is shut down") }
-        guard transfers.count < configuration.maxTransfers else {
+        guard errands.count < configuration.maxTransfers else {
             throw localError(.overloaded, "\(configuration.maxTransfers) transfers are running")
         }
-        let transfer = Transfer(self, request, delegate)
-        let destination = request.destination
+    }
+
+    private func begin(_ errand: any Errand) throws(TransferError) {
+        let destination = errand.destination
         if destination.active < destination.transfersMax {
-            do { try launch(transfer) } catch { throw localError(.other, "\(error)") }
+            do { try launch(errand) } catch { throw localError(.other, "\(error)") }
         } else {
             guard destination.waiting.count < destination.waitingMax else {
                 throw localError(.overloaded, "\(destination.waiting.count) transfers wait for \(destination.address):\(destination.port)")
             }
-            destination.waiting.append(transfer)
+            destination.waiting.append(errand)
         }
-        transfers[ObjectIdentifier(transfer)] = transfer
+        errands[ObjectIdentifier(errand)] = errand
         if nextTick == nil { nextTick = reactor.turnNow + configuration.deadlineTick }
         reactor.requestTurn()
-        return transfer
     }
 
     private func localError(_ kind: TransferError.Kind, _ detail: String) -> TransferError {
         TransferError(kind: kind, isRetrySafe: true, detail: detail, attempts: 0)
     }
 
-    /// Gives the transfer to libcurl.
-    private func launch(_ transfer: Transfer) throws {
-        let handle = try pool.popLast() ?? EasyHandle(self)
+    /// Gives it to libcurl.
+    private func launch(_ errand: any Errand) throws {
+        let isTunnel = errand is Tunnel
+        let handle = try (isTunnel ? nil : pool.popLast()) ?? EasyHandle(self, isConnectOnly: isTunnel)
         let multi = try roomyMulti()
-        handle.prepare(transfer)
+        errand.prepare(handle)
         guard curl_multi_add_handle(multi.raw, handle.raw) == CURLM_OK else { throw CurlClient.outOfMemory }
         multi.active += 1
-        transfer.destination.active += 1
-        transfer.launched(handle, multi)
+        errand.destination.active += 1
+        errand.launched(handle, multi)
     }
 
     /// The first multi handle with room: the busy ones stay dense, so that idle connections are found again.
@@ -91,11 +118,11 @@ public final class CurlClient: TurnHook {
         do { try launch(next) } catch { next.abort(.other, "\(error)") }
     }
 
-    /// Cancels every transfer and closes every connection.
+    /// Cancels every transfer and tunnel and closes every connection.
     public func shutdown() {
         guard !isShutDown else { return }
         isShutDown = true
-        for transfer in Array(transfers.values) { transfer.cancel() }
+        for errand in Array(errands.values) { errand.cancel() }
         reactor.removeTurnHook(self)
         pool.removeAll()
         for multi in multis { multi.shutdown() }
@@ -119,7 +146,7 @@ public final class CurlClient: TurnHook {
             for multi in multis { multi.collect() }
             guard !ready.isEmpty else { return }
             swap(&ready, &delivering)
-            for transfer in delivering { transfer.deliver() }
+            for errand in delivering { errand.deliver() }
             delivering.removeAll(keepingCapacity: true)
         }
         reactor.requestTurn()
@@ -127,11 +154,11 @@ public final class CurlClient: TurnHook {
 
     private func checkDeadlines() {
         guard let tick = nextTick, tick <= reactor.turnNow else { return }
-        for transfer in Array(transfers.values) {
-            guard let kind = transfer.overdue(reactor.turnNow) else { continue }
-            transfer.abort(kind, kind == .overloaded ? "no room at the destination" : nil)
+        for errand in Array(errands.values) {
+            guard let kind = errand.overdue(reactor.turnNow) else { continue }
+            errand.abort(kind, kind == .overloaded ? "no room at the destination" : nil)
         }
-        nextTick = transfers.isEmpty ? nil : reactor.turnNow + configuration.deadlineTick
+        nextTick = errands.isEmpty ? nil : reactor.turnNow + configuration.deadlineTick
     }
 
     // MARK: Ends
@@ -140,36 +167,36 @@ public final class CurlClient: TurnHook {
         var context: UnsafeMutableRawPointer?
         _ = pcurl_get_private(easy, &context)
         guard let context else { return }
-        abort(Unmanaged<Transfer>.fromOpaque(context).takeUnretainedValue(), code)
+        Unmanaged<EasyHandle>.fromOpaque(context).takeUnretainedValue().errand?.libcurlIsDone(code)
     }
 
-    /// Ends what libcurl does for the transfer; its end is delivered at the end of the turn.
-    func abort(_ transfer: Transfer, _ code: CURLcode) {
-        detach(transfer)
-        transfer.finished(code)
+    /// Ends what libcurl does for it; its end is delivered at the end of the turn.
+    func abort(_ errand: any Errand, _ code: CURLcode) {
+        detach(errand)
+        errand.finished(code)
     }
 
-    /// Takes the transfer out of libcurl, after which no callback of it comes, or out of the queue.
-    private func detach(_ transfer: Transfer) {
-        let destination = transfer.destination
-        guard let multi = transfer.multi, let handle = transfer.handle else {
-            destination.waiting.removeAll { $0 === transfer }
+    /// Takes it out of libcurl, after which no callback of it comes, or out of the queue.
+    private func detach(_ errand: any Errand) {
+        let destination = errand.destination
+        guard let multi = errand.multi, let handle = errand.handle else {
+            destination.waiting.removeAll { $0 === errand }
             return
         }
         _ = curl_multi_remove_handle(multi.raw, handle.raw)
-        transfer.multi = nil
+        errand.multi = nil
         multi.active -= 1
         destination.active -= 1
         launchNext(destination)
     }
 
-    /// The transfer is over for its owner too.
-    func release(_ transfer: Transfer) {
-        if transfer.ended == nil { detach(transfer) }
-        transfers.removeValue(forKey: ObjectIdentifier(transfer))
-        guard let handle = transfer.handle else { return }
-        transfer.handle = nil
-        if pool.count < configuration.pooledHandles, !isShutDown { pool.append(handle) }
+    /// It is over for its owner too.
+    func release(_ errand: any Errand) {
+        if errand.ended == nil { detach(errand) }
+        errands.removeValue(forKey: ObjectIdentifier(errand))
+        guard let handle = errand.handle else { return }
+        errand.handle = nil
+        if pool.count < configuration.pooledHandles, !handle.isConnectOnly, !isShutDown { pool.append(handle) }
     }
 
     // MARK: Sockets

@@ -33,7 +33,7 @@ public final class Destination {
     let connectTo: UnsafeMutablePointer<curl_slist>
     /// Transfers to it that run, and those that wait until one of them has ended.
     var active = 0
-    var waiting = CircularBuffer<Transfer>()
+    var waiting = CircularBuffer<any Errand>()
 
     /// nil when the host or the address is not one that libcurl takes.
     ///

@@ -13,10 +13,14 @@ final class EasyHandle {
     private var method = ""
     private var tls = Destination.TLS()
     private let certificateBundle: String
+    /// For tunnels: libcurl makes the connection and no more (CURLOPT_CONNECT_ONLY). Such a handle is used once.
+    let isConnectOnly: Bool
+    /// Who uses it; kept by the client for as long as libcurl has the handle.
+    unowned var errand: (any Errand)?
 
-    init(_ client: CurlClient) throws {
+    init(_ client: CurlClient, isConnectOnly: Bool = false) throws {
         guard let raw = curl_easy_init() else { throw CurlClient.outOfMemory }
-        self.raw = raw
+        (self.raw, self.isConnectOnly) = (raw, isConnectOnly)
         certificateBundle = client.configuration.certificateBundle
         errorText.pointee = 0
         setFixedOptions(client)
@@ -49,10 +53,12 @@ final class EasyHandle {
         _ = pcurl_set_ca_path(raw, nil)
         setTLS(tls)
         _ = pcurl_set_error_buffer(raw, errorText)
-        setFunctions(client)
+        _ = pcurl_set_private(raw, Unmanaged.passUnretained(self).toOpaque())
+        setSocketFunctions(client)
+        if isConnectOnly { _ = pcurl_set_connect_only(raw, 1) } else { setTransferFunctions() }
     }
 
-    private func setFunctions(_ client: CurlClient) {
+    private func setTransferFunctions() {
         _ = pcurl_set_write_function(raw) { bytes, _, count, context in
             Transfer.from(context).libcurlWrites(UnsafeRawBufferPointer(start: bytes, count: count))
         }
@@ -65,6 +71,9 @@ final class EasyHandle {
         _ = pcurl_set_prereq_function(raw) { context, _, _, _, _ in
             Transfer.from(context).libcurlAttempts() ? CURL_PREREQFUNC_OK : CURL_PREREQFUNC_ABORT
         }
+    }
+
+    private func setSocketFunctions(_ client: CurlClient) {
         // Sockets outlive transfers in libcurl's pool: their callbacks point at the client.
         let owner = Unmanaged.passUnretained(client).toOpaque()
         _ = pcurl_set_open_context(raw, owner)
@@ -78,26 +87,34 @@ final class EasyHandle {
         }
     }
 
+    /// Points the handle at where a request goes, for one that uses it now.
+    private func prepare(_ request: TransferRequest, for errand: any Errand) {
+        self.errand = errand
+        errorText.pointee = 0
+        _ = pcurl_set_url_handle(raw, request.destination.url)
+        _ = pcurl_set_connect_to(raw, request.destination.connectTo)
+        if request.destination.tls != tls { setTLS(request.destination.tls) }
+        _ = pcurl_set_connect_timeout_ms(raw, Int(request.timeouts.connect.nanoseconds / 1_000_000))
+    }
+
+    /// The tunnel writes its request itself, when libcurl has made the connection.
+    func prepare(_ tunnel: Tunnel) { prepare(tunnel.request, for: tunnel) }
+
     /// Points the handle at a transfer, which must outlive libcurl's use of the handle.
     func prepare(_ transfer: Transfer) {
         let request = transfer.request
-        errorText.pointee = 0
+        prepare(request, for: transfer)
         let context = Unmanaged.passUnretained(transfer).toOpaque()
-        _ = pcurl_set_private(raw, context)
         _ = pcurl_set_write_context(raw, context)
         _ = pcurl_set_read_context(raw, context)
         _ = pcurl_set_header_context(raw, context)
         _ = pcurl_set_prereq_context(raw, context)
-        _ = pcurl_set_url_handle(raw, request.destination.url)
-        _ = pcurl_set_connect_to(raw, request.destination.connectTo)
         withUnsafeTemporaryAllocation(of: CChar.self, capacity: request.target.count + 1) { target in
             UnsafeMutableRawBufferPointer(target).copyBytes(from: request.target)
             target[request.target.count] = 0
             _ = pcurl_set_request_target(raw, target.baseAddress)
         }
-        if request.destination.tls != tls { setTLS(request.destination.tls) }
         setMethod(request)
-        _ = pcurl_set_connect_timeout_ms(raw, Int(request.timeouts.connect.nanoseconds / 1_000_000))
         _ = pcurl_set_headers(raw, headers.fill(request.headers, hasBody: request.body != .none))
     }
 

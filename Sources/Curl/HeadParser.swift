@@ -17,16 +17,19 @@ struct HeadParser {
         case field = "a header field is malformed"
         case framing = "the framing fields contradict each other"
         case switching = "the upstream changed the protocol unasked"
+        case otherProtocol = "the upstream changed to another protocol than was asked for"
     }
 
     private let bytesMax: Int
+    /// The protocol that the request asked to change to, in lower case.
+    private let upgrade: StaticString?
     private var bytes = 0
     private var head = TransferHead()
     private(set) var isFinished = false
     /// The fields after a chunked body, when there were any.
     private(set) var trailers: TransferHead?
 
-    init(bytesMax: Int) { self.bytesMax = bytesMax }
+    init(bytesMax: Int, upgrade: StaticString? = nil) { (self.bytesMax, self.upgrade) = (bytesMax, upgrade) }
 
     /// - line: one line with its line end, or the empty one that ends a head. Every head begins with its status line; after
     ///   the final head come the trailers.
@@ -55,7 +58,13 @@ struct HeadParser {
         switch complete.status {
         case 0: return .refused(.statusLine)
         case 100: return .more
-        case 101: return .refused(.switching)
+        case 101:
+            guard let upgrade else { return .refused(.switching) }
+            guard complete.fields.contains(where: { complete.isNamed($0, "upgrade") && complete.hasValue($0, upgrade) }) else {
+                return .refused(.otherProtocol)
+            }
+            isFinished = true
+            return .final(complete)
         case 102..<200: return .informational(complete)
         default:
             guard complete.isFramedOnce else { return .refused(.framing) }
@@ -75,7 +84,10 @@ struct HeadParser {
 extension TransferHead {
     /// `HTTP/1.1 200 OK`, the reason optional (RFC 9112, 4).
     fileprivate mutating func takeStatusLine(_ line: UnsafeRawBufferPointer) -> Bool {
-        guard let space = line.firstIndex(of: UInt8(ascii: " ")), line.count >= space + 4, !line.holdsControl else { return false }
+        // libcurl has looked at the version of its own answers; a tunnel's nobody else has.
+        guard line.starts(with: "HTTP/1.".utf8), let space = line.firstIndex(of: UInt8(ascii: " ")), space == 8, isDigit(line[7]),
+            line.count >= space + 4, !line.holdsControl
+        else { return false }
         var code = 0
         for index in (space + 1)...(space + 3) {
             guard isDigit(line[index]) else { return false }

@@ -3,7 +3,7 @@ public import NIOCore
 internal import Reactor
 
 /// One request on its way and its answer. Confined to its reactor; ends by `transferEnded` or by `cancel()`.
-public final class Transfer {
+public final class Transfer: Errand {
     let request: TransferRequest
     private let client: CurlClient
     /// Until the transfer is over: who gives it up early cancels it.
@@ -137,7 +137,7 @@ public final class Transfer {
     }
 
     /// Ends the transfer for a reason of ours; the delegate hears of it at the end of the turn.
-    func abort(_ kind: TransferError.Kind, _ detail: String? = nil) {
+    func abort(_ kind: TransferError.Kind, _ detail: String?) {
         guard ended == nil, !isOver else { return }
         failure = (kind, detail)
         endsAtOnce = true
@@ -271,6 +271,10 @@ public final class Transfer {
         over()
         delegate.transferEnded(self, result)
     }
+
+    func prepare(_ handle: EasyHandle) { handle.prepare(self) }
+
+    func libcurlIsDone(_ code: CURLcode) { client.abort(self, code) }
 
     /// libcurl is done with the handle; the end is delivered after what was received.
     func finished(_ code: CURLcode) {

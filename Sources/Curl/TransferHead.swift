@@ -17,10 +17,15 @@ public struct TransferHead: Sendable {
 
     public init() {}
 
-    public func isNamed(_ field: HeaderField, _ lowercase: StaticString) -> Bool {
-        guard field.name.count == lowercase.utf8CodeUnitCount else { return false }
+    public func isNamed(_ field: HeaderField, _ lowercase: StaticString) -> Bool { isSame(field.name, lowercase) }
+
+    /// Equal without regard to the case of ASCII letters.
+    public func hasValue(_ field: HeaderField, _ lowercase: StaticString) -> Bool { isSame(field.value, lowercase) }
+
+    private func isSame(_ range: Range<Int>, _ lowercase: StaticString) -> Bool {
+        guard range.count == lowercase.utf8CodeUnitCount else { return false }
         var wanted = lowercase.utf8Start
-        for index in field.name {
+        for index in range {
             var byte = bytes[index]
             if byte >= 65, byte <= 90 { byte |= 0x20 }
             guard byte == wanted.pointee else { return false }

@@ -1,4 +1,4 @@
-internal import Glibc
+internal import NIOCore
 
 /// The header fields of a request in one buffer, in order, duplicates kept, as libcurl wants them: `Name: value\0`, and
 /// `Name;\0` for an empty value (CURLOPT_HTTPHEADER).
@@ -78,6 +78,18 @@ public struct TransferHeaders {
                 let after = bytes[start + wanted.count]
                 return after == UInt8(ascii: ":") || after == UInt8(ascii: ";")
             }
+        }
+    }
+
+    /// As they go on the wire, for a head that libcurl does not write (RFC 9112, 5).
+    func write(to wire: inout ByteBuffer) {
+        for start in starts {
+            // Neither is part of a name: the first of them ends it.
+            let delimiter = bytes[start...].firstIndex { $0 == UInt8(ascii: ":") || $0 == UInt8(ascii: ";") }!
+            wire.writeBytes(bytes[start..<delimiter])
+            wire.writeInteger(UInt8(ascii: ":"))
+            wire.writeBytes(bytes[(delimiter + 1)...].prefix { $0 != 0 })
+            wire.writeStaticString("\r\n")
         }
     }
 

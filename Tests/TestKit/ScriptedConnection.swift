@@ -81,6 +81,9 @@ extension ScriptedUpstream {
             }
         }
 
+        /// FIN: nothing more is sent, what comes is still read.
+        public func finishSending() { shutdown(descriptor, Int32(SHUT_WR)) }
+
         /// Waits until the peer is gone.
         public func waitForEnd() throws { while try fill() { buffered.removeAll() } }
 
