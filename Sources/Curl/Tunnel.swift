@@ -86,6 +86,7 @@ public final class Tunnel: Errand {
     /// The final head has arrived.
     public var hasHead: Bool { heads.isFinished }
 
+    private var isRaw: Bool { if case .raw = stage { true } else { false } }
     var now: NIODeadline { client.reactor.turnNow }
     var window: Int { client.configuration.windowBytes }
 
@@ -193,6 +194,8 @@ public final class Tunnel: Errand {
     func overdue(_ now: NIODeadline) -> TransferError.Kind? {
         guard ended == nil else { return nil }
         let timeouts = request.timeouts
+        // A change of protocol has no end by the clock but idleness.
+        if let total = timeouts.total, !isRaw, now >= startedAt + total { return .totalTimeout }
         if multi == nil { return now >= phaseAt + timeouts.connect ? .overloaded : nil }
         if attempts == 0 { return now >= phaseAt + timeouts.connect ? .connectTimeout : nil }
         if !hasHead { return now >= phaseAt + timeouts.firstByte ? .firstByteTimeout : nil }

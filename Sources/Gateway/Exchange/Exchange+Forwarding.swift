@@ -20,7 +20,11 @@ extension Exchange {
             return refuse(.init(.requestMalformed, detail: "a header field has a control character in its value"))
         }
         do throws(TransferError) {
-            transfer = try worker.curl.start(request, delegate: self)
+            if isUpgrade {
+                tunnel = try worker.curl.open(request, upgrade: "websocket", delegate: self)
+            } else {
+                transfer = try worker.curl.start(request, delegate: self)
+            }
         } catch {
             return refuse(reason(for: error))
         }
@@ -114,14 +118,20 @@ extension Exchange {
         // What waits for a flow's settlement does not wait for the client.
         guard machine.phase != .settling else { return }
         transfer?.resumeReceiving()
+        tunnel?.resumeReceiving()
     }
 
-    func clientFull() { if isMoreToCome { transfer?.pauseReceiving() } }
+    func clientFull() { if isMoreToCome { holdUpstreamBack() } }
+
+    private func holdUpstreamBack() {
+        transfer?.pauseReceiving()
+        tunnel?.pauseReceiving()
+    }
 
     /// The last bytes leave only once the transfer has ended: its end must not wait for them to leave.
     private var isMoreToCome: Bool {
         switch framing {
-        case .empty: false
+        case .empty, .tunnel: false
         case .length: answerLeft > 0
         case .chunked, .close: true
         }
@@ -132,13 +142,34 @@ extension Exchange {
 }
 
 extension Exchange: TransferDelegate {
-    func transferInformational(_ transfer: Transfer, _ head: TransferHead) {
+    func transferInformational(_ transfer: Transfer, _ head: TransferHead) { takeInformational(head) }
+
+    func transferHead(_ transfer: Transfer, _ head: TransferHead) { takeHead(head) }
+
+    func transferBody(_ transfer: Transfer, _ bytes: ByteBuffer) { takeBody(bytes) }
+
+    func transferTrailers(_ transfer: Transfer, _ trailers: TransferHead) { self.trailers = trailers }
+
+    func transferNeedsBody(_ transfer: Transfer) { connection?.resumeBody() }
+
+    func transferEnded(_ transfer: Transfer, _ result: TransferResult) {
+        self.transfer = nil
+        switch result {
+        case .success(let timings): answerComplete(attempts: timings.attempts)
+        case .failure(let error): upstreamFailed(error)
+        }
+    }
+}
+
+/// What the upstream answers, whichever way it came.
+extension Exchange {
+    func takeInformational(_ head: TransferHead) {
         guard self.head.isHTTP11, head.status != 100 else { return }
         connection?.write(AnswerHead(informational: head, hiding: plan?.unitsHeader, allocator: worker.allocator).bytes)
         connection?.flushSoon()
     }
 
-    func transferHead(_ transfer: Transfer, _ head: TransferHead) {
+    func takeHead(_ head: TransferHead) {
         let wish = flow == nil ? nil : head.flowWish
         let settles = settlement(status: UInt16(head.status), wish: wish) != nil
         let held = machine.hold
@@ -173,13 +204,13 @@ extension Exchange: TransferDelegate {
         connection?.write(answer.bytes)
         // What completes an answer waits until its hop is in the spool.
         if framing != .empty, framing != .length(0) { connection?.flushSoon() }
-        if mustHoldBack { transfer?.pauseReceiving() }
+        if mustHoldBack { holdUpstreamBack() }
     }
 
-    func transferBody(_ transfer: Transfer, _ bytes: ByteBuffer) {
+    func takeBody(_ bytes: ByteBuffer) {
         answerBytes += Int64(bytes.readableBytes)
         switch framing {
-        case .empty: return
+        case .empty, .tunnel: return
         case .length:
             answerLeft -= Int64(bytes.readableBytes)
             connection?.write(bytes)
@@ -197,26 +228,20 @@ extension Exchange: TransferDelegate {
         }
     }
 
-    func transferTrailers(_ transfer: Transfer, _ trailers: TransferHead) { self.trailers = trailers }
-
-    func transferNeedsBody(_ transfer: Transfer) { connection?.resumeBody() }
-
-    func transferEnded(_ transfer: Transfer, _ result: TransferResult) {
-        self.transfer = nil
-        switch result {
-        case .success(let timings):
-            attempts += timings.attempts
-            if framing == .chunked {
-                connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator))
-            }
-            if !isRequestComplete { keepsAlive = false }
-            conclude(machine.upstreamCompleted())
-        case .failure(let error):
-            attempts += error.attempts
-            if mayTryAnother(error) { return forward() }
-            worker.noteFailure(error, plan!)
-            refuse(reason(for: error))
+    func answerComplete(attempts: Int) {
+        self.attempts += attempts
+        if framing == .chunked {
+            connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator))
         }
+        if !isRequestComplete { keepsAlive = false }
+        conclude(machine.upstreamCompleted())
+    }
+
+    func upstreamFailed(_ error: TransferError) {
+        attempts += error.attempts
+        if mayTryAnother(error) { return forward() }
+        worker.noteFailure(error, plan!)
+        refuse(reason(for: error))
     }
 
     /// A target that could not be connected to never saw the request; another may take it, as long as its body is still here.

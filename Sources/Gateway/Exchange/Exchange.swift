@@ -41,6 +41,8 @@ final class Exchange {
 
     // The upstream.
     var transfer: Transfer?
+    /// In the place of the transfer, where the client asked to change the protocol.
+    var tunnel: Tunnel?
     var target: UpstreamPool.Member?
     var connectionTries = 0
     /// Went out, over all transfers.
@@ -61,7 +63,7 @@ final class Exchange {
         id = worker.makeRequestID()
         requestTime = WallClock.microseconds
         startedAt = worker.reactor.now
-        keepsAlive = head.keepsAlive && !head.wantsUpgrade && !worker.isDraining
+        keepsAlive = head.keepsAlive && !worker.isDraining
         isRequestComplete = head.body == .none || head.body == .length(0)
     }
 
@@ -81,7 +83,7 @@ final class Exchange {
         let plan = plan!
         machine = ExchangeMachine(charge: plan.route.settings.charge)
         if let name = plan.keyQuery { takeQueryKey(name) }
-        if head.wantsUpgrade, head.wantsWebSocket { return refuse(.init(.upgradeRefused)) }
+        if head.asksForWebSocket, !isUpgrade { return refuse(.init(.upgradeRefused)) }
         if case .length(let length) = head.body, length > plan.bodyLimit {
             return refuse(.init(.bodyTooLarge, detail: "the route takes \(plan.bodyLimit) bytes"))
         }
@@ -214,10 +216,10 @@ final class Exchange {
     }
 
     func collectAttempts() {
-        guard let transfer else { return }
-        attempts += transfer.attempts
-        transfer.cancel()
-        self.transfer = nil
+        attempts += (transfer?.attempts ?? 0) + (tunnel?.attempts ?? 0)
+        transfer?.cancel()
+        tunnel?.cancel()
+        (transfer, tunnel) = (nil, nil)
     }
 
     /// The one end of every exchange: log, settle, and give the connection back.
@@ -231,8 +233,13 @@ final class Exchange {
         waitingBody.removeAll()
         let connection = connection
         self.connection = nil
+        let tunnel = tunnel
+        self.tunnel = nil
         if ending.cutsAnswer || isUnaccounted {
+            tunnel?.cancel()
             connection?.cut(framing == .close ? .resetting : .closing)
+        } else if let tunnel, framing == .tunnel {
+            if let connection { connection.becomeTunnel(tunnel) } else { tunnel.cancel() }
         } else {
             connection?.exchangeEnded(keepsAlive: keepsAlive)
         }

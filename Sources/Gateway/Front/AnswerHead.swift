@@ -10,6 +10,8 @@ enum AnswerFraming: Equatable {
     case chunked
     /// The connection ends with it: HTTP/1.0.
     case close
+    /// 101: what follows is of another protocol.
+    case tunnel
 }
 
 /// Writes the heads of answers, straight from the upstream's bytes.
@@ -53,7 +55,7 @@ struct AnswerHead {
                 case .dropped: continue
                 case .contentLength:
                     // The parser has made sure that all lengths are one.
-                    if length != nil { continue }
+                    if length != nil || head.status == 101 { continue }
                     length = Self.number(raw[field.value])
                 case .quota: if own.quota != nil { continue }
                 case .endToEnd: break
@@ -63,7 +65,9 @@ struct AnswerHead {
             }
         }
         bytes.writeStaticString("Via: 1.1 pandora\r\n")
-        if isHead || head.status == 204 || head.status == 304 {
+        if head.status == 101 {
+            framing = .tunnel
+        } else if isHead || head.status == 204 || head.status == 304 {
             framing = .empty
         } else if let length {
             framing = .length(length)
@@ -189,9 +193,13 @@ struct AnswerHead {
         if let flow = own.flow { write(flow) }
         switch framing {
         case .chunked: bytes.writeStaticString("\r\nTransfer-Encoding: chunked")
+        // The only upgrade that a route lets through.
+        case .tunnel: bytes.writeStaticString("\r\nConnection: Upgrade\r\nUpgrade: websocket")
         case .empty, .length, .close: break
         }
-        if own.closes || framing == .close {
+        if framing == .tunnel {
+            // Its end is the other protocol's.
+        } else if own.closes || framing == .close {
             bytes.writeStaticString("\r\nConnection: close")
         } else if !own.isHTTP11 {
             bytes.writeStaticString("\r\nConnection: keep-alive")

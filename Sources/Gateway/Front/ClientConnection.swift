@@ -1,3 +1,4 @@
+internal import Curl
 internal import GatewayCore
 internal import NIOCore
 internal import NIOHTTP1
@@ -17,8 +18,10 @@ final class ClientConnection: ChannelInboundHandler {
         case idle
         /// Bytes have come that are no head yet. Legal exits: busy, lingering.
         case arriving
-        /// An exchange is under way. Legal exits: idle, arriving, lingering.
+        /// An exchange is under way. Legal exits: idle, arriving, tunnel, lingering.
         case busy
+        /// The protocol has changed: bytes go through. Legal exit: lingering.
+        case tunnel
         /// The last answer is out; what the client still sends is read and thrown away, so that the answer is not lost with a
         /// reset (RFC 9112, 9.6).
         case lingering
@@ -31,6 +34,7 @@ final class ClientConnection: ChannelInboundHandler {
     }
 
     private unowned let worker: Worker
+    private let decoder: RequestDecoder
     private var context: ChannelHandlerContext?
     private var phase = Phase.idle
     private var exchange: Exchange?
@@ -41,6 +45,11 @@ final class ClientConnection: ChannelInboundHandler {
     /// Of the first line of a head that is arriving; what comes in one piece with the request before it is not counted.
     private var lineBytes = 0
     private var isLineComplete = false
+    /// The decoder stops with the request.
+    private var endsDecoding = false
+    /// What has arrived since, while it is not known yet which protocol it is of.
+    private var heldBytes = 0
+    private var relay: TunnelRelay?
     private var isBodyPaused = false
     private var isReading = true
     private var isLast = false
@@ -54,6 +63,9 @@ final class ClientConnection: ChannelInboundHandler {
         case resetting
     }
 
+    /// The client gets FIN behind what is queued.
+    private var isOutputEnding = false
+
     private(set) var isDirty = false
     /// When the phase has lasted too long.
     private var deadline: NIODeadline
@@ -63,8 +75,8 @@ final class ClientConnection: ChannelInboundHandler {
     private(set) var remoteText = "unknown"
     private(set) var remoteAddress: RemoteAddress?
 
-    init(_ worker: Worker) {
-        self.worker = worker
+    init(_ worker: Worker, _ decoder: RequestDecoder) {
+        (self.worker, self.decoder) = (worker, decoder)
         deadline = worker.reactor.turnNow + worker.keepAlive
     }
 
@@ -85,6 +97,8 @@ final class ClientConnection: ChannelInboundHandler {
         let exchange = exchange
         self.exchange = nil
         exchange?.clientGone()
+        relay?.clientGone()
+        relay = nil
         worker.closed(self)
     }
 
@@ -93,7 +107,11 @@ final class ClientConnection: ChannelInboundHandler {
         if isStalled(now) { return close() }
         guard now >= deadline else { return }
         switch phase {
-        case .idle, .lingering: close()
+        case .idle: close()
+        case .lingering:
+            // A client that still takes its answer gets all of it.
+            if pendingBytes == 0 { close() }
+        case .tunnel: break
         case .arriving: refuseUnread(RequestHead.Fault(.requestTimeout, "the head took too long"))
         case .busy:
             guard let exchange, !exchange.isRequestComplete, !isBodyPaused else { return }
@@ -103,7 +121,7 @@ final class ClientConnection: ChannelInboundHandler {
 
     /// A client that takes nothing of its answer for as long as a body may idle is given up.
     private func isStalled(_ now: NIODeadline) -> Bool {
-        let waiting = (context?.channel as? StreamChannel)?.pendingBytes ?? 0
+        let waiting = pendingBytes
         guard waiting > 0, let before = stalled, before.bytes == waiting else {
             stalled = waiting > 0 ? (waiting, now) : nil
             return false
@@ -125,8 +143,9 @@ final class ClientConnection: ChannelInboundHandler {
 
     // MARK: In
 
-    /// Bytes of a request have arrived; the decoder sees them next.
-    func bytesArrived(_ bytes: ByteBuffer) {
+    /// Bytes have arrived; the decoder sees them next. False: nobody wants them any more.
+    func bytesArrived(_ bytes: ByteBuffer) -> Bool {
+        guard bytes.readableBytes > 0 else { return true }
         switch phase {
         case .idle:
             phase = .arriving
@@ -134,9 +153,16 @@ final class ClientConnection: ChannelInboundHandler {
             (lineBytes, isLineComplete) = (0, false)
             measureLine(bytes)
         case .arriving: if !isLineComplete { measureLine(bytes) }
-        case .busy: deadline = worker.reactor.turnNow + worker.bodyIdle
-        case .lingering: break
+        case .busy:
+            deadline = worker.reactor.turnNow + worker.bodyIdle
+            if decoder.isHolding {
+                heldBytes += bytes.readableBytes
+                updateReading()
+            }
+        case .tunnel: break
+        case .lingering: return false
         }
+        return true
     }
 
     private func measureLine(_ bytes: ByteBuffer) {
@@ -148,6 +174,10 @@ final class ClientConnection: ChannelInboundHandler {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         let part = unwrapInboundIn(data)
         if phase == .lingering { return }
+        if let relay {
+            if case .body(let bytes) = part { relay.clientSent(bytes) }
+            return
+        }
         // While an exchange is under way only its own body is taken; what comes after it waits.
         if arrivals.isEmpty, !isTakingArrivals, takes(part) { return take(part) }
         arrivals.append(.part(part))
@@ -171,7 +201,18 @@ final class ClientConnection: ChannelInboundHandler {
     }
 
     func channelWritabilityChanged(context: ChannelHandlerContext) {
-        if context.channel.isWritable { exchange?.clientWritable() } else { exchange?.clientFull() }
+        if context.channel.isWritable {
+            exchange?.clientWritable()
+            relay?.clientWritable()
+        } else {
+            exchange?.clientFull()
+            relay?.clientFull()
+        }
+    }
+
+    func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+        if let event = event as? ChannelEvent, event == .inputClosed { relay?.clientEnded() }
+        context.fireUserInboundEventTriggered(event)
     }
 
     /// Whether a part belongs to what is under way now.
@@ -188,6 +229,10 @@ final class ClientConnection: ChannelInboundHandler {
         case .body(let bytes): exchange?.receive(bytes)
         case .end:
             isInsideRequest = false
+            if endsDecoding {
+                decoder.hold()
+                if exchange == nil, phase == .idle { goOn(raw: false) }
+            }
             exchange?.requestEnded()
         }
     }
@@ -195,6 +240,7 @@ final class ClientConnection: ChannelInboundHandler {
     private func begin(_ received: HTTPRequestHead) {
         do throws(RequestHead.Fault) {
             let head = try RequestHead(received, limits: worker.limits)
+            endsDecoding = head.endsDecoding
             let exchange = Exchange(head, on: self, worker)
             self.exchange = exchange
             phase = .busy
@@ -251,7 +297,7 @@ final class ClientConnection: ChannelInboundHandler {
     }
 
     private func updateReading() {
-        let wanted = !isBodyPaused && arrivals.isEmpty
+        let wanted = !isBodyPaused && arrivals.isEmpty && heldBytes <= Worker.windowBytes
         guard wanted != isReading else { return }
         isReading = wanted
         try? context?.channel.syncOptions?.setOption(.autoRead, value: wanted)
@@ -261,6 +307,8 @@ final class ClientConnection: ChannelInboundHandler {
 
     /// Whether the client takes bytes as they come.
     var isWritable: Bool { context?.channel.isWritable ?? true }
+
+    private var pendingBytes: Int { (context?.channel as? StreamChannel)?.pendingBytes ?? 0 }
 
     /// Queues bytes; they leave in the flush phase of a turn after `flushSoon()`.
     func write(_ bytes: ByteBuffer) { context?.write(wrapOutboundOut(bytes), promise: nil) }
@@ -286,7 +334,7 @@ final class ClientConnection: ChannelInboundHandler {
         case .closing?: close()
         case .resetting?: (context.channel as? StreamChannel)?.closeWithReset()
         // What was queued goes out first, then FIN.
-        case nil: if phase == .lingering { context.close(mode: .output, promise: nil) }
+        case nil: if phase == .lingering || isOutputEnding { context.close(mode: .output, promise: nil) }
         }
     }
 
@@ -298,6 +346,7 @@ final class ClientConnection: ChannelInboundHandler {
         guard keepsAlive, !isLast else { return linger() }
         phase = .idle
         deadline = worker.reactor.turnNow + worker.keepAlive
+        if decoder.isHolding { goOn(raw: false) }
         takeArrivals()
     }
 
@@ -313,22 +362,47 @@ final class ClientConnection: ChannelInboundHandler {
         deadline = worker.reactor.turnNow + Worker.lingerTime
         arrivals.removeAll()
         isBodyPaused = false
+        heldBytes = 0
         flushSoon()
         updateReading()
     }
 
-    private func close() { context?.close(mode: .all, promise: nil) }
-}
+    // MARK: Another protocol
 
-/// Tells a connection that bytes have arrived, before the decoder makes anything of them.
-final class ArrivalNote: ChannelInboundHandler {
-    typealias InboundIn = ByteBuffer
-    private let connection: ClientConnection
-
-    init(_ connection: ClientConnection) { self.connection = connection }
-
-    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        connection.bytesArrived(unwrapInboundIn(data))
-        context.fireChannelRead(data)
+    /// The answer was 101, and is queued: what the client has sent since, and sends, is the tunnel's.
+    func becomeTunnel(_ tunnel: Tunnel) {
+        exchange = nil
+        flushSoon()
+        // A decoder that did not stop has taken for requests what were none.
+        guard decoder.isHolding, arrivals.isEmpty else {
+            tunnel.cancel()
+            return linger()
+        }
+        phase = .tunnel
+        relay = TunnelRelay(tunnel, self)
+        try? context?.channel.syncOptions?.setOption(.allowRemoteHalfClosure, value: true)
+        goOn(raw: true)
     }
+
+    /// Gives the decoder what it held.
+    private func goOn(raw: Bool) {
+        endsDecoding = false
+        decoder.goOn(raw: raw)
+        heldBytes = 0
+        updateReading()
+        context?.channel.pipeline.fireChannelRead(ByteBuffer())
+    }
+
+    /// The upstream sends no more: FIN, behind what is queued.
+    func endOutput() {
+        isOutputEnding = true
+        flushSoon()
+    }
+
+    func tunnelEnded() {
+        relay = nil
+        linger()
+    }
+
+    private func close() { context?.close(mode: .all, promise: nil) }
 }

@@ -21,6 +21,10 @@ struct RequestHead {
     private(set) var expectsContinue = false
     private(set) var wantsUpgrade = false
     private(set) var wantsWebSocket = false
+    var asksForWebSocket: Bool { wantsUpgrade && wantsWebSocket }
+    /// NIO's decoder (llhttp) understands nothing behind such a request.
+    var endsDecoding: Bool { wantsUpgrade && namesProtocol }
+    private var namesProtocol = false
 
     /// The key, where one was sent in a header field.
     private(set) var key: KeyCandidate?
@@ -89,7 +93,9 @@ struct RequestHead {
         case .expect:
             guard value.isNamed("100-continue") else { throw Fault(.requestMalformed, "Expect is not 100-continue") }
             expectsContinue = isHTTP11
-        case .upgrade: wantsWebSocket = value.isNamed("websocket")
+        case .upgrade:
+            wantsWebSocket = value.isNamed("websocket")
+            if !value.isEmpty { namesProtocol = true }
         case .startPoint: startPoint = Self.joined(startPoint, value)
         case .flow: flow = Self.joined(flow, value)
         case .idempotencyKey:
@@ -125,6 +131,7 @@ struct RequestHead {
     private mutating func finish(_ reading: Reading) throws(Fault) {
         if reading.hosts > 1 { throw Fault(.requestMalformed, "more than one Host") }
         if reading.hosts == 0, isHTTP11 { throw Fault(.requestMalformed, "no Host") }
+        if wantsUpgrade { try refuseTabs() }
         if reading.lengths > 1 { throw Fault(.requestMalformed, "more than one Content-Length") }
         if reading.codings > 0 {
             // Whoever disagrees about which of the two counts takes the rest of the body for another request (RFC 9112, 6.3).
@@ -139,6 +146,13 @@ struct RequestHead {
             if isAuthorizationKey { noteKey(bearer) }
         }
         for name in reading.nominated { dropNominated(name) }
+    }
+
+    /// NIO's decoder does not know the token `upgrade` before a tab, and where it stops must be no matter of opinion.
+    private func refuseTabs() throws(Fault) {
+        for (index, field) in fields.enumerated() where kinds[index] == .connection && field.value.utf8.contains(0x09) {
+            throw Fault(.requestMalformed, "a tab in Connection")
+        }
     }
 
     private mutating func noteKey(_ text: String) {

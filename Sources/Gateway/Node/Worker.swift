@@ -140,8 +140,8 @@ final class Worker: TurnHook, @unchecked Sendable {
         decoderLimits.maxHeaderFieldSize = max(limits.headerField, limits.requestTarget + 1)
         decoderLimits.maxHeaderListSize = limits.headerList + limits.requestTarget
         decoderLimits.maxHeaderFieldCount = limits.headerFields
-        let connection = ClientConnection(self)
-        let decoder = HTTPRequestDecoder(leftOverBytesStrategy: .dropBytes, limitConfiguration: decoderLimits)
+        let decoder = RequestDecoder(decoderLimits)
+        let connection = ClientConnection(self, decoder)
         let pipeline = channel.pipeline.syncOperations
         try pipeline.addHandler(ArrivalNote(connection))
         try pipeline.addHandler(ByteToMessageHandler(decoder))

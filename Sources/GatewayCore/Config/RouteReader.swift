@@ -103,6 +103,14 @@ extension ConfigurationReader {
         readUnits(section, &settings)
         enum Outage: String, CaseIterable { case deny, allow }
         section.choice("quota_unavailable") { (choice: Outage) in settings.outage = choice == .deny ? .deny : .allow }
+        for item in section.texts("upgrade") {
+            if item.text == "websocket" {
+                settings.takesWebSocket = true
+            } else {
+                let suggestion = Suggestion.text(for: item.text, among: ["websocket"])
+                faults.add(item.mark, "\(section.path("upgrade")) may list websocket, found '\(item.text)'\(suggestion)")
+            }
+        }
         section.section("log") { section in section.bool("query") { settings.logsQuery = $0 } }
         section.section("request_headers") { settings.headers = readHeaderEdits($0) }
     }

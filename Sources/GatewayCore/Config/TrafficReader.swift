@@ -146,6 +146,8 @@ extension ConfigurationReader {
                     faults.add(mark, "flow '\(name)' names route '\(route)', which does not exist\(Suggestion.text(for: route, among: names))")
                 } else if result.roles[route] != nil {
                     faults.add(mark, "route '\(route)' has a role in a flow already")
+                } else if routes.contains(where: { $0.name == route && $0.settings.takesWebSocket }) {
+                    faults.add(mark, "route '\(route)' has 'upgrade', which no hop of a flow can have")
                 } else {
                     result.roles[route] = role
                 }

@@ -56,6 +56,8 @@ public final class Route: Sendable {
         public var logsQuery = false
         public var headers = HeaderEdits()
         public var flow: FlowRole?
+        /// Whether a request may change the protocol to WebSocket.
+        public var takesWebSocket = false
         public init() {}
     }
 

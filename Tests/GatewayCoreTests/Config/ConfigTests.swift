@@ -74,6 +74,7 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
                             charge: always
                             units: 7
                             quota_unavailable: allow
+                            upgrade: [websocket]
                             log: {query: true}
                             request_headers: {set: {X-C: "c"}, remove: [X-D]}
                         """)
@@ -87,7 +88,7 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(settings.timeouts.connect == .seconds(1) && settings.timeouts.firstByte == .seconds(2))
         #expect(settings.timeouts.idle == .seconds(3) && settings.timeouts.total == .seconds(4))
         #expect(settings.bodyLimit == 1 << 20 && settings.keyQuery == "k" && !settings.deprecatedPasses)
-        #expect(settings.charge == .always && settings.units == 7 && settings.outage == .allow && settings.logsQuery)
+        #expect(settings.charge == .always && settings.units == 7 && settings.outage == .allow && settings.logsQuery && settings.takesWebSocket)
         #expect(settings.headers.replace == [.init(name: "X-C", value: "c")] && settings.headers.remove == ["x-d"])
         #expect(settings.rewrite == .path([.literal(Array("/c/".utf8)), .segment(1)]))
     }
@@ -122,6 +123,9 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         let traffic = try parsed(file("flows: {f: {start: a, steps: [b], finish: c, ttl: 1m, units: 2}}", routes: routes)).traffic
         #expect(traffic.routes.routes.map(\.settings.flow) == [.start(flow: "f"), .step(flow: "f", index: 0), .finish(flow: "f")])
         #expect(traffic.flows.first?.timeToLive == .seconds(60) && traffic.flows.first?.units == 2)
+        let upgraded = routes.replacingOccurrences(of: "upstream: u", with: "upstream: u, upgrade: [websocket]")
+        let refused = faults(file("flows: {f: {start: a, finish: c}}", routes: upgraded))
+        #expect(refused.first?.hasSuffix("error: route 'a' has 'upgrade', which no hop of a flow can have") == true && refused.count == 2)
     }
 }
 
@@ -181,6 +185,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("{name: a, service: s, upstream: u, strip_prefix: /b, match: {prefix: /a}}", "f:5:54: error: routes[0].strip_prefix '/b' is not how every path of the route begins"),
         ("{name: a, service: s, upstream: u, rewrite: '/{idd}', match: {pattern: '/a/{id}'}}", "f:5:49: error: routes[0].rewrite: the route's pattern has no parameter 'idd'; did you mean 'id'?"),
         ("{name: a, service: s, upstream: u, charge: onsuccess}", "f:5:48: error: routes[0].charge must be one of on_success, always, never, found 'onsuccess'; did you mean 'on_success'?"),
+        ("{name: a, service: s, upstream: u, upgrade: [websockets]}", "f:5:50: error: routes[0].upgrade may list websocket, found 'websockets'; did you mean 'websocket'?"),
+        ("{name: a, service: s, upstream: u, upgrade: websocket}", "f:5:49: error: routes[0].upgrade must be a list, found 'websocket'"),
         ("{name: a, service: s, upstream: u, units: -1}", "f:5:47: error: routes[0].units must be between 0 and 1000000000000, found -1"),
         ("{name: a, service: s, upstream: u, units: {max: 3}}", "f:5:48: error: routes[0].units needs 'header'"),
         ("{name: a, service: s, upstream: u, units: {header: X-U}}", "f:5:48: error: routes[0].units needs 'max'"),

@@ -78,6 +78,14 @@ import Testing
         #expect(answer(200, ["Content-Length: 99999999999999999999"]).framing == .chunked)
     }
 
+    @Test func aChangeOfProtocolSaysSoAndNothingOfFraming() {
+        let fields = ["Upgrade: WebSocket", "Connection: upgrade", "Content-Length: 5", "Transfer-Encoding: chunked", "Sec-WebSocket-Accept: x"]
+        let (lines, framing) = answer(101, fields, own(closes: true))
+        #expect(framing == .tunnel && lines.first == "HTTP/1.1 101 Fine")
+        #expect(Array(lines[1...2]) == ["Sec-WebSocket-Accept: x", "Via: 1.1 pandora"])
+        #expect(lines.suffix(2) == ["Connection: Upgrade", "Upgrade: websocket"])
+    }
+
     @Test func theConnectionsFutureIsSaid() {
         #expect(answer(200, ["Content-Length: 1"], own(closes: true)).lines.contains("Connection: close"))
         #expect(answer(200, ["Content-Length: 1"], own(isHTTP11: false)).lines.contains("Connection: keep-alive"))

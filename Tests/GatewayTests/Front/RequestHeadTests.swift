@@ -1,5 +1,7 @@
 import Curl
 import GatewayCore
+import NIOCore
+import NIOEmbedded
 import NIOHTTP1
 import Testing
 
@@ -86,6 +88,32 @@ import Testing
         #expect(try read([("Expect", "100-Continue")]).expectsContinue)
         #expect(try !read([("Expect", "100-continue")], version: .http1_0).expectsContinue)
         #expect(refusal { () throws(RequestHead.Fault) in try read([("Expect", "200-ok")]) } == .requestMalformed)
+    }
+
+    /// Bytes behind a request are held exactly where NIO's decoder would not understand them: the two must agree.
+    @Test(arguments: [
+        [("Connection", "upgrade"), ("Upgrade", "websocket")], [("Upgrade", "x"), ("Connection", "keep-alive, Upgrade")],
+        [("Connection", "upgrade")], [("Upgrade", "websocket")], [("connection", "UPGRADE,close"), ("upgrade", "h2c")],
+        [("Connection", "upgrade"), ("Upgrade", "")], [("Connection", "upgrade"), ("Upgrade", "\t")],
+        [("Connection", "upgrade"), ("Upgrade", ""), ("Upgrade", "a")], [("Connection", "\tupgrade"), ("Upgrade", "a")],
+        [("Connection", "upgrade\t"), ("Upgrade", "a")], [("Connection", "a,\tupgrade"), ("Upgrade", "a")],
+        [("Connection", "a,  upgrade  "), ("Upgrade", "a")], [("Connection", "a , upgrade , b"), ("Upgrade", "a")],
+        [("Connection", "upgrade\t,b"), ("Upgrade", "a")], [("Connection", "upgrade x"), ("Upgrade", "a")],
+        [("Connection", "xupgrade"), ("Upgrade", "a")], [("Connection", "upgrades"), ("Upgrade", "a")],
+        [("Connection", "keep-alive"), ("Connection", "upgrade"), ("Upgrade", "a")], [("Connection", ",, upgrade ,"), ("Upgrade", "a")],
+        [("Connection", "\"upgrade\""), ("Upgrade", "a")], [("Connection", "upgrade;q=1"), ("Upgrade", "a")],
+    ]) func theDecoderStopsWhereTheHeadSaysSo(_ fields: [(String, String)]) throws {
+        let text = "GET /a HTTP/1.1\r\nHost: a\r\n" + fields.map { "\($0): \($1)\r\n" }.joined() + "\r\n"
+        let channel = EmbeddedChannel(handler: ByteToMessageHandler(HTTPRequestDecoder()))
+        try channel.writeInbound(ByteBuffer(string: text + "GET /b HTTP/1.1\r\nHost: a\r\n\r\n"))
+        var heads: [HTTPRequestHead] = []
+        while let part = try channel.readInbound(as: HTTPServerRequestPart.self) { if case .head(let head) = part { heads.append(head) } }
+        _ = try? channel.finish()
+        do throws(RequestHead.Fault) {
+            #expect(try RequestHead(heads[0], limits: LimitSettings()).endsDecoding == (heads.count == 1))
+        } catch {
+            #expect(fields.contains { $0.1.contains("\t") }, "\(error)")
+        }
     }
 
     @Test func fieldsThatConnectionNamesAreOfTheConnection() throws {
