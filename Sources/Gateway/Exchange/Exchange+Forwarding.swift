@@ -172,11 +172,16 @@ extension Exchange {
     func takeHead(_ head: TransferHead) {
         let wish = flow == nil ? nil : head.flowWish
         let settles = settlement(status: UInt16(head.status), wish: wish) != nil
+        noteHead(head, settles: settles)
+        noteStep(status: UInt16(head.status))
+        if settles { settleBeforeAnswering(head, wish: wish) } else { passHead(head) }
+    }
+
+    /// The head decides what is charged; what is held beyond that goes back at once.
+    func noteHead(_ head: TransferHead, settles: Bool = false) {
         let held = machine.hold
         machine.upstreamAnswered(status: UInt16(head.status), settles: settles, reported: reportedUnits(head))
         if let held, let kept = machine.hold, kept.units < held.units { worker.quota.reduce(held, to: kept.units) }
-        noteStep(status: UInt16(head.status))
-        if settles { settleBeforeAnswering(head, wish: wish) } else { passHead(head) }
     }
 
     /// What the upstream says that the answer costs, where the route asks it; nil: all that is held.

@@ -14,9 +14,9 @@ extension Exchange {
     /// has can be missing after the death of the process. What goes through the tunnel is not the log's.
     private func changeProtocol(_ tunnel: Tunnel, _ head: TransferHead) {
         attempts += tunnel.attempts
-        machine.upstreamAnswered(status: UInt16(head.status))
+        noteHead(head)
         firstByteAt = worker.reactor.now
-        let answer = AnswerHead(head, isHead: false, own: own(), allocator: worker.allocator)
+        let answer = AnswerHead(head, isHead: false, own: own(), hiding: plan?.unitsHeader, allocator: worker.allocator)
         framing = answer.framing
         connection?.write(answer.bytes)
         conclude(machine.upstreamCompleted())
