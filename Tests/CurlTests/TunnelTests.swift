@@ -133,15 +133,30 @@ import Testing
         ask.timeouts = TransferTimeouts(connect: .seconds(120), firstByte: .seconds(120), idle: short)
         let (recorder, error) = try await bench.tunnel(ask)
         #expect(error?.kind == .idleTimeout && recorder.text == "then nothing")
-        ask.timeouts = TransferTimeouts(connect: .seconds(120), firstByte: .seconds(120), idle: .seconds(120), total: short)
-        let (_, tunnel) = try await bench.open(ask)
-        try await Task.sleep(for: .milliseconds(400))
-        try await bench.onLoop { client in
-            // It had changed its protocol in time.
-            #expect(client.activeTransfers == 1)
-            tunnel.value.cancel()
+        try await eventually("both are closed") { upstream.openConnections == 0 }
+    }
+
+    @Test func aTunnelOutlivesTheTimeForTheAnswer() async throws {
+        let upstream = Self.echo()
+        defer { upstream.close() }
+        let bench = try Bench()
+        var (ask, total) = (Ask(upstream.port), short)
+        while true {
+            ask.timeouts.total = total
+            let (recorder, tunnel) = try await bench.open(ask)
+            try await eventually("it has begun or is late") { try await bench.onLoop { _ in recorder.status == 101 || recorder.ends == 1 } }
+            if try await bench.onLoop({ _ in recorder.status == 101 }) {
+                try await Task.sleep(for: .nanoseconds(total.nanoseconds) + .milliseconds(200))
+                try await bench.onLoop { _ in
+                    #expect(recorder.ends == 0)
+                    tunnel.value.cancel()
+                }
+                return
+            }
+            // This machine is slower than that.
+            #expect(try await recorder.end()?.kind == .totalTimeout)
+            total = total * 2
         }
-        try await eventually("all are closed") { upstream.openConnections == 0 }
     }
 
     // MARK: Upgrades that are declined
