@@ -6,6 +6,9 @@ import Testing
 /// Lost messages, lost processes, lost commits, races, and periods that end in between: each interleaving that a flow
 /// survives, by name.
 @Suite struct FlowRecoveryTests {
+    /// Microseconds after which the claim of a node that is not heard of is void.
+    static let void = Limits.flowClaim.components.seconds * 1_000_000 + 1
+
     /// A store with one open flow, and what its start was answered.
     func open(
         _ fixture: inout FlowFixture, limit: Int64? = 10, period: Int64? = nil
@@ -318,9 +321,9 @@ import Testing
     @Test func aClaimThatWasSweptIsNotRenewedAndItsSettlementIsToldSo() throws {
         var fixture = FlowFixture(units: 3)
         var (store, desk, open, hop) = try claimed(&fixture)
-        store.now = desk.now + 60_000_001
+        store.now = desk.now + Self.void
         #expect(store.expireFlows() == 1)
-        desk.wait(60_000_001)
+        desk.wait(Self.void)
         desk.talk(to: &store)
         #expect(desk.book.counters.claimsLost == 1 && desk.book.claims.isEmpty && store.reservations.isEmpty)
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.expired(charged: 3)))
@@ -330,7 +333,7 @@ import Testing
     @Test func aNodeThatDiedInTheFinishLeavesNothingHeld() throws {
         var fixture = FlowFixture(units: 10)
         var (store, _, open, _) = try claimed(&fixture)
-        store.now += 60_000_001
+        store.now += Self.void
         #expect(store.expireFlows() == 1 && store.quotas[fixture.row]!.free == 10)
         let other = FlowDesk(store)
         #expect(other.take(fixture.finish(open.id), at: &store) == .ended(.expired(charged: 0)))
@@ -340,7 +343,7 @@ import Testing
         var fixture = FlowFixture(units: 10)
         var (store, desk, open, hop) = try claimed(&fixture)
         // The node slept past its claim, and the units were sold again.
-        store.now += 60_000_001
+        store.now += Self.void
         store.expireFlows()
         #expect(desk.start(fixture.start(), at: &store)?.flow != nil)
         let settlement = fixture.settlement(.commit, of: open, by: hop)
