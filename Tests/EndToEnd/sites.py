@@ -1,5 +1,7 @@
 """Gateways and a PostgreSQL of their own, for tests that break them."""
 
+import collections
+
 import conftest
 import kit
 import tenants as tenancy
@@ -26,6 +28,25 @@ class Site:
     @property
     def gateway(self):
         return self.gateways[0]
+
+    def heard(self):
+        """Waits until every gateway has heard of all changes so far; what it asked PostgreSQL before that may have to be asked again.
+
+        Notifications arrive in the order of their commits. A gateway sends one to itself twice a second over the connection that
+        hears them, the next one when the last is back: whoever sends the second one from now on has heard what is old by now.
+        """
+        [[now]] = self.postgres.psql("SELECT extract(epoch FROM clock_timestamp())")
+        sent = collections.defaultdict(list)
+
+        def twice():
+            for process, at in self.postgres.psql(f"""
+                SELECT pid, extract(epoch FROM query_start) FROM pg_stat_activity
+                 WHERE query = 'SELECT pg_notify($1, $2)' AND extract(epoch FROM query_start) > {now}"""):
+                if not sent[process] or float(at) > sent[process][-1] + 0.25:  # Else it is another message of the same one.
+                    sent[process].append(float(at))
+            return sum(len(moments) > 1 for moments in sent.values()) >= len(self.gateways)
+
+        kit.eventually(twice, what="the gateways have heard of everything")
 
     def remove(self):
         for gateway in self.gateways:

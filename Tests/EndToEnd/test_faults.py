@@ -93,6 +93,7 @@ def ask(site, key, target="/echo"):
 def test_cached_keys_serve_while_postgresql_is_away(site):
     limited, unlimited = site.tenants.environment(orders=100_000), site.tenants.environment(orders=None)
     unknown, ids = tenancy.new_secret(), []
+    site.heard()
     with contextlib.ExitStack() as stack:
         # A connection belongs to one worker, and each worker has its own cache and its own lease.
         wires = [stack.enter_context(Wire(site.gateway.port)) for _ in range(8)]
@@ -127,9 +128,9 @@ def test_cached_keys_serve_while_postgresql_is_away(site):
 
 def test_units_reported_while_postgresql_is_away_are_charged_later(site):
     environment, host, total = site.tenants.environment(orders=60), "reported-allowed.test", 1
+    site.heard()
     with Wire(site.gateway.port) as wire:
         assert wire.send(request("GET", "/say?units=1", host=host, key=environment.key)).read().status == 200
-        # Booked: whatever was still to be heard about the new key has been heard.
         kit.eventually(lambda: site.log.quota(environment, "orders")[0] == 1)
         site.postgres.stop()
         try:
