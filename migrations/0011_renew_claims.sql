@@ -1,11 +1,13 @@
 -- A claim that is said again while its hop is on its way is renewed: claims can be short, so that a gateway that dies amid a
--- finish does not hold its flow for long.
+-- finish does not hold its flow for long.  A renewal that comes late, when its hop is settled and the flow may have gone on,
+-- claims nothing anew.
 
 -- Hops of open flows: steps, and the claim of the hop that would finish.  A claim keeps others from finishing,
 -- and the sweeper away, until its deadline, which is soon: said again while the hop is on its way, it is renewed.
 --   positions   place of the hop in the declared order, which is tested where it counts (ordered): the last step
 --               again or the one after it; the finish comes after all steps
---   hop_limits  hops of the flow at most, the start and one finish included; a finish is always let in
+--   hop_limits  hops of the flow at most, the start and one finish included; a finish is always let in.  0: it renews
+--               its claim, and is let in only where that stands
 --   lives       microseconds until the flow expires unless there is another hop; of a claim, until it is void
 --   hop_keys    idempotency key of a step, or NULL
 -- Verdicts: passed (also said again) · repeated: the step of `first_request`, which got `first_status`, was sent
@@ -37,7 +39,7 @@ BEGIN
                WHEN r.flow <> w.flow THEN 'foreign'
                WHEN r.state = 'finishing' THEN CASE WHEN w.finish AND r.finishing_hop = w.request THEN 'again' ELSE 'finishing' END
                -- Its claim was given up, perhaps before it got here.
-               WHEN w.finish AND r.last_hop = w.request THEN 'finishing'
+               WHEN w.finish AND (r.last_hop = w.request OR w.hop_limit = 0) THEN 'finishing'
                WHEN f.request_id <> w.request THEN 'repeated'
                WHEN f.request_id = w.request OR r.last_hop = w.request THEN 'again'
                WHEN w.ordered AND w.position <> r.step + 1 AND (w.finish OR w.position <> r.step) THEN 'order'

@@ -114,7 +114,7 @@ extension ModelStore {
             reservations[hop.id] = flow
             return .passed(passed())
         }
-        if hop.isFinish, flow.lastHop == hop.requestID { return .finishing }
+        if hop.isFinish, flow.lastHop == hop.requestID || hop.hopsMax == 0 { return .finishing }
         let known = hop.isFinish ? nil : hop.key.flatMap { flow.steps[$0] }
         if let known, known.request != hop.requestID {
             return .repeated(passed(), first: known.request, status: known.status)

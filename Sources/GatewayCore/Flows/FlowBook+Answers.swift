@@ -86,7 +86,7 @@ extension FlowBook {
         if case .passed = answer {
             // A renewal that is answered after its hop was settled begins nothing.
             guard waiter.ticket != nil else { return }
-            claims[hop.requestID] = hop
+            claims[hop.requestID] = hop.renewal
             if renewAt == .max { renewAt = now + limits.renewInterval }
         } else if claims.removeValue(forKey: hop.requestID) != nil {
             // Void: what the hop says at its end will be answered with what became of the flow.

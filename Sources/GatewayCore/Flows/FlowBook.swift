@@ -82,7 +82,7 @@ public struct FlowBook {
     var hops = FlowLane<FlowHop>()
     var orders = FlowLane<FlowOrder>()
     var notes = FlowLane<FlowNote>()
-    /// Claims that stand until they are settled, by their hops; and when they are renewed.
+    /// Renewals of the claims that stand until they are settled, by their hops; and when they are said.
     var claims: [RequestID: FlowHop] = [:]
     var renewAt: Int64 = .max
     var recalledAt: [QuotaRow: Int64] = [:]
@@ -230,8 +230,8 @@ public struct FlowBook {
     private mutating func renewClaims(_ now: Int64) {
         renewAt = claims.isEmpty ? .max : now + limits.renewInterval
         guard link == .ready else { return }
-        for claim in claims.values.sorted(by: { $0.id < $1.id }) where hops.count < 2 * limits.waitingMax {
-            hops.add(.init(ticket: nil, request: claim, until: now + limits.waitMax))
+        for renewal in claims.values.sorted(by: { $0.id < $1.id }) where hops.count < 2 * limits.waitingMax {
+            hops.add(.init(ticket: nil, request: renewal, until: now + limits.waitMax))
             counters.renewals += 1
         }
     }

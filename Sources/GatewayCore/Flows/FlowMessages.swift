@@ -52,6 +52,7 @@ public struct FlowHop: FlowRequest, Equatable {
     /// Place in the declared order: the first step is 1, the finish comes after the last step.
     public var position: Int64
     public var isOrdered: Bool
+    /// Of a renewal 0.
     public var hopsMax: Int64
     /// Until a flow without a further hop expires.
     public var timeToLive: Int64
@@ -85,6 +86,14 @@ public struct FlowHop: FlowRequest, Equatable {
         self.init(flow, id, requestID, environmentID)
         isFinish = true
         claimTime = claim.wholeMicroseconds
+    }
+
+    /// The claim said again.  Where it does not stand any more it claims nothing, however late it is heard: its hop may be
+    /// settled, the flow open again and with others.
+    public var renewal: FlowHop {
+        var hop = self
+        hop.hopsMax = 0
+        return hop
     }
 
     var life: Int64 { isFinish ? claimTime : timeToLive }

@@ -317,6 +317,31 @@ import Testing
         #expect(store.defect() == nil)
     }
 
+    /// The finish failed, its settlement overtook a renewal, and the flow went on over another node.
+    @Test(arguments: [true, false]) func aRenewalThatIsHeardAfterTheFlowWentOnClaimsNothingAnew(_ isInFlight: Bool) throws {
+        var fixture = FlowFixture()
+        var (store, desk, open, hop) = try claimed(&fixture)
+        let other = FlowDesk(store)
+        desk.wait(15_000_000)
+        let straggler = desk.outbox.removeFirst()
+        guard case .advance(let number, let renewals) = straggler else { Issue.record("no renewal"); return }
+        #expect(renewals.map(\.requestID) == [hop])
+        if !isInFlight { desk.book.failed(number, now: desk.now) }
+        #expect(desk.settle(fixture.settlement(.reopen, of: open, by: hop), at: &store) == .open)
+        #expect(other.take(fixture.step(0, of: open.id), at: &store)?.flow?.hops == 3)
+        if isInFlight {
+            desk.deliver(straggler, to: &store)
+        } else {
+            desk.wait(50_000)
+            desk.talk(to: &store)
+        }
+        #expect(store.reservations[open.id]?.finishingHop == nil && store.reservations[open.id]?.hops == 3)
+        #expect(desk.book.counters.claimsLost == 0 && desk.book.isIdle)
+        let next = fixture.finish(open.id)
+        #expect(other.take(next, at: &store)?.flow?.hops == 4)
+        #expect(other.settle(fixture.settlement(.commit, of: open, by: next.requestID), at: &store) == .ended(.committed(units: 1)))
+    }
+
     /// A node that slept through its claim: the store says so when it is renewed, and again when it is settled.
     @Test func aClaimThatWasSweptIsNotRenewedAndItsSettlementIsToldSo() throws {
         var fixture = FlowFixture(units: 3)

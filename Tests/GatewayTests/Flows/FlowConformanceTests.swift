@@ -163,7 +163,7 @@ private struct Pair {
             let id = anyFlow()
             guard !batch.contains(where: { $0.id == id }) else { continue }
             if let known = hops.last(where: { $0.id == id }), random.chance(5) {
-                batch.append(known)
+                batch.append(known.isFinish && random.chance(2) ? known.renewal : known)
                 continue
             }
             let flow = Flow(
@@ -246,9 +246,10 @@ private struct Pair {
         try await admin.script(
             "UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '\(id)'")
         // A claim that is said again lives again.
-        if random.chance(2), let hop = hops.last(where: { $0.isFinish && $0.id == id && $0.requestID == model.reservations[id]?.finishingHop }) {
-            let expected = model.advance([hop]).map(timeless)
-            #expect(try await store.advance([hop]).map(timeless) == expected)
+        let claim = hops.last { $0.isFinish && $0.id == id && $0.requestID == model.reservations[id]?.finishingHop }
+        if random.chance(2), let renewal = claim?.renewal {
+            let expected = model.advance([renewal]).map(timeless)
+            #expect(try await store.advance([renewal]).map(timeless) == expected)
         }
         let count = model.expireFlows()
         #expect(try await admin.script("SELECT pandora.flow_expire(100, '0 s')")[0].string(0) == "\(count)")

@@ -1,6 +1,7 @@
 import Gateway
 import GatewayCore
 import Postgres
+import Reactor
 import TestKit
 import Testing
 
@@ -153,6 +154,30 @@ import Testing
         await node.die()
         try await eventually("it is void") { try await database.psql("SELECT pandora.flow_expire(9, '0 s')")[0] == "1" }
         #expect(try await database.flowNumbers() == "0|10|0|0|0")
+    }
+
+    /// It may be heard when its hop is settled and the flow has gone on.
+    @Test func aRenewalClaimsNothingAnew() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let node = try await FlowNode(database)
+        let reactor = try Reactor.start(name: "straggler")
+        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        let store = FlowStore(client, reactor)
+        let open = try #require(try await node.start().flow)
+        let claim = FlowHop(
+            finishOf: node.flow, id: open.id, requestID: RequestID(UUIDBits(high: 9, low: 9)), environmentID: 1)
+        #expect(try await store.advance([claim.renewal]) == [.finishing])
+        let claimed = try #require(try await store.advance([claim])[0].flow)
+        #expect(try await store.advance([claim.renewal])[0].flow?.hops == 2)
+        let settlement = try #require(claimed.settlement(.reopen, hop: claim.requestID, of: node.flow))
+        #expect(try await store.settle([.settle(settlement)]) == [.open])
+        #expect(try await node.step(open.id).flow?.hops == 3)
+        #expect(try await store.advance([claim.renewal]) == [.finishing])
+        #expect(try await database.psql("SELECT state, hops FROM pandora.reservations")[0] == "open|3")
+        #expect(try await node.finish(open.id).1 == .ended(.committed(units: 1)))
+        await client.shutdown()
+        reactor.stop()
+        try await node.close()
     }
 
     @Test func aSuccessAfterTheExpiryIsAnOverrun() async throws {
