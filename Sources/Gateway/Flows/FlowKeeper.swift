@@ -15,11 +15,20 @@ public final class FlowKeeper {
     private var starting: [FlowTicket: (FlowStartAnswer) -> Void] = [:]
     private var hopping: [FlowTicket: (FlowHopAnswer) -> Void] = [:]
     private var ordering: [FlowTicket: (FlowSettled) -> Void] = [:]
+    /// Settlements that neither the store nor a spool has, by their order: in the book, or between two tries.
+    private var unsettled: [UInt64: Unsettled] = [:]
+    private var lastSettlement: UInt64 = 0
     private var timer: (deadline: Int64, timer: Reactor.Timer)?
     private var isDriving = false
-    private var onClosed: (() -> Void)?
+    private var onClosed: ((_ lost: Int) -> Void)?
     private var closeTimer: Reactor.Timer?
     private let answerDeadline: TimeAmount
+
+    private struct Unsettled {
+        let settlement: FlowSettlement
+        let keep: (FlowSettlement) -> Bool
+        let done: (FlowSettled) -> Void
+    }
 
     /// A statement that the store refused; it is sent again as long as somebody waits for it.
     public var onError: ((PostgresError) -> Void)?
@@ -81,10 +90,28 @@ public final class FlowKeeper {
         _ settlement: FlowSettlement, keep: @escaping (FlowSettlement) -> Bool, _ done: @escaping (FlowSettled) -> Void
     ) {
         reactor.preconditionInEventLoop()
-        wait(for: book.settle(settlement, now: Self.now)) { [weak self] settled in
-            guard let self, case .pending(let late) = settled, !keep(late) else { return done(settled) }
-            _ = reactor.startTimer(in: SpoolWriter.retryInterval) { [weak self] in self?.settle(late, keep: keep, done) }
+        lastSettlement += 1
+        unsettled[lastSettlement] = Unsettled(settlement: settlement, keep: keep, done: done)
+        settle(lastSettlement)
+    }
+
+    private func settle(_ number: UInt64) {
+        guard let one = unsettled[number] else { return }
+        wait(for: book.settle(one.settlement, now: Self.now)) { [weak self] in self?.settled(number, $0) }
+    }
+
+    private func settled(_ number: UInt64, _ answer: FlowSettled) {
+        // Closing has ended it before.
+        guard let one = unsettled[number] else { return }
+        if case .pending = answer, !one.keep(one.settlement) {
+            _ = reactor.startTimer(in: SpoolWriter.retryInterval) { [weak self] in
+                self?.settle(number)
+                self?.drive()
+            }
+            return
         }
+        unsettled[number] = nil
+        one.done(answer)
     }
 
     /// Ends an open flow on the word of a client or an operator.
@@ -142,21 +169,31 @@ public final class FlowKeeper {
 
     /// Orderly end, once no request will come any more.
     ///
-    /// - Parameter done: once, when the store has answered everything that waits, or after `limit` without that.
-    public func close(within limit: TimeAmount, _ done: @escaping () -> Void) {
+    /// - Parameter done: once, when the store has answered everything that waits and every settlement is in the store or in
+    ///   the spool, or after `limit` without that; with the number of settlements that are lost, which neither took even then.
+    public func close(within limit: TimeAmount, _ done: @escaping (_ lost: Int) -> Void) {
         reactor.preconditionInEventLoop()
         precondition(onClosed == nil, "closed twice")
         onClosed = done
-        closeTimer = reactor.startTimer(in: limit) { [weak self] in self?.finishClosing() }
+        closeTimer = reactor.startTimer(in: limit) { [weak self] in self?.giveUp() }
         drive()
     }
 
-    private func finishClosing() {
+    /// The last try: what the spool has, the store will have.
+    private func giveUp() {
+        let left = unsettled.sorted { $0.key < $1.key }.map(\.value)
+        unsettled = [:]
+        let kept = left.filter { $0.keep($0.settlement) }
+        for one in kept { one.done(.pending(one.settlement)) }
+        finishClosing(lost: left.count - kept.count)
+    }
+
+    private func finishClosing(lost: Int) {
         guard let done = onClosed else { return }
         onClosed = nil
         if let timer = closeTimer { reactor.cancelTimer(timer) }
         closeTimer = nil
-        done()
+        done(lost)
     }
 
     // MARK: - Driving the book
@@ -171,7 +208,7 @@ public final class FlowKeeper {
         } while book.isDue
         isDriving = false
         startTimer()
-        if onClosed != nil, book.isIdle { finishClosing() }
+        if onClosed != nil, book.isIdle, unsettled.isEmpty { finishClosing(lost: 0) }
     }
 
     /// One timer, moved only for an earlier deadline; one that fires early finds nothing due and is set again.

@@ -239,7 +239,8 @@ final class Worker: TurnHook, @unchecked Sendable {
         whenEmpty = nil
         for connection in Array(connections.values) { connection.giveUp() }
         curl.shutdown()
-        flows.close(within: limit) { [self] in
+        flows.close(within: limit) { [self] lost in
+            spool.progress.lostRecords(Int64(lost))
             quota.close(within: limit) { [self] in
                 keys.flushUsed { [self] in
                     spool.close()

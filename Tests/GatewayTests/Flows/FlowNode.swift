@@ -185,8 +185,13 @@ final class FlowNode: @unchecked Sendable {
     func isReady() async throws -> Bool { try await reactor.submit { [client] in client.isReady }.get() }
 
     func close() async throws {
-        let _: Bool = try await ask { _, keeper, done in keeper.close(within: .seconds(10)) { done(true) } }
+        _ = try await close(within: .seconds(10))
         await die()
+    }
+
+    /// Returns how many settlements were lost.
+    func close(within limit: TimeAmount) async throws -> Int {
+        try await ask { _, keeper, done in keeper.close(within: limit, done) }
     }
 
     /// Ends without a word, as a killed process does.

@@ -100,6 +100,51 @@ import Testing
         try await node.close()
     }
 
+    /// A node that holds the claim of a flow and has lost its store; the answers to what it settles.
+    func cutOff(
+        _ database: TestDatabase, _ limits: FlowLimits
+    ) async throws -> (FlowNode, FlowSettlement, Locked<[FlowSettled]>) {
+        let node = try await FlowNode(database, limits: limits)
+        let open = try #require(try await node.start().flow)
+        let (answer, hop) = try await node.claim(open.id)
+        let settlement = try #require(answer.flow?.settlement(.commit, hop: hop, of: node.flow))
+        try await stop(database)
+        try await eventually("the node notices") { try await !node.isReady() }
+        return (node, settlement, Locked([]))
+    }
+
+    @Test(arguments: [true, false]) func theEndWaitsForASettlementBetweenTwoTriesAndCountsItWhereItIsLost(_ isTaken: Bool) async throws {
+        let (node, settlement, answers) = try await cutOff(TestDatabase.withQuota(10), quick)
+        let lost = try await node.ask { (_, keeper, done: @escaping (Int) -> Void) in
+            var refused = 0
+            keeper.settle(
+                settlement,
+                keep: { _ in
+                    if isTaken, refused > 0 { return true }
+                    refused += 1
+                    // Neither the book nor the spool has it now.
+                    if refused == 1 { keeper.close(within: isTaken ? .seconds(600) : .seconds(1), done) }
+                    return false
+                }) { answer in answers.withLock { $0.append(answer) } }
+        }
+        #expect(lost == (isTaken ? 0 : 1))
+        // Nobody is told of what is lost.
+        #expect(answers.withLock { $0 } == (isTaken ? [.pending(settlement)] : []))
+        await node.die()
+    }
+
+    @Test func theEndGivesTheSpoolWhatStillWaitsForTheStore() async throws {
+        var limits = FlowLimits()
+        limits.settleMax = 600_000_000
+        let (node, settlement, answers) = try await cutOff(TestDatabase.withQuota(10), limits)
+        let lost = try await node.ask { (_, keeper, done: @escaping (Int) -> Void) in
+            keeper.settle(settlement, keep: { $0 == settlement }) { answer in answers.withLock { $0.append(answer) } }
+            keeper.close(within: .milliseconds(10), done)
+        }
+        #expect(lost == 0 && answers.withLock { $0 } == [.pending(settlement)])
+        await node.die()
+    }
+
     @Test func aStartThatGaveUpBehindALockLeavesNothing() async throws {
         let database = try await TestDatabase.withQuota(10)
         var limits = FlowLimits()
