@@ -261,7 +261,7 @@ import Testing
             $0.timeMax = .seconds(1)
         }
         var (store, desk, open, hop) = try claimed(&fixture)
-        store.now = desk.now + 59_999_999
+        store.now = desk.now + Self.void - 2
         #expect(store.expireFlows() == 0)
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
     }
@@ -272,8 +272,10 @@ import Testing
         for _ in 0..<20 {
             desk.wait(15_000_000)
             desk.talk(to: &store)
-            store.now = desk.now + 44_999_999
-            #expect(store.expireFlows() == 0)
+            // Each renewal counts from when it is said: with one left out the sweeper would find something.
+            var later = store
+            later.now = desk.now + Self.void - 1
+            #expect(later.expireFlows() == 0)
         }
         #expect(store.reservations[open.id]?.hops == 2 && desk.book.counters.renewals == 20)
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
@@ -285,10 +287,10 @@ import Testing
         var fixture = FlowFixture()
         var (store, desk, open, hop) = try claimed(&fixture)
         desk.loseConnection()
-        desk.wait(59_000_000)
+        desk.wait(Self.void - 1_000_000)
         desk.connect()
         desk.talk(to: &store)
-        store.now = desk.now + 59_999_999
+        store.now = desk.now + Self.void - 1_000_000
         #expect(store.expireFlows() == 0)
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
     }
