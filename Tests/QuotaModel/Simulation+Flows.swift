@@ -161,7 +161,9 @@ extension Simulation {
         switch answer {
         case .passed(let open) where hop.isFinish:
             for (other, claim) in flows[hop.id]!.claims where other != hop.requestID && flows[hop.id]!.voids[other] ?? 0 > now {
-                if !options.failovers, !claim.isSettling { throw violation("\(hop.id) is claimed by \(other) on node \(claim.node) and again by \(hop.requestID)") }
+                if !options.failovers, !claim.isSettling {
+                    throw violation("\(hop.id) is claimed by \(other) on node \(claim.node) and again by \(hop.requestID)")
+                }
             }
             flows[hop.id]!.claims[hop.requestID] = .init(node: node)
             let status: UInt16? = random.chance(4) ? (random.chance(2) ? 500 : nil) : 200

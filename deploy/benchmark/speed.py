@@ -14,7 +14,8 @@ def load(contender, connections, seconds, core):
     """One run of wrk: plain keep-alive, one thread. No core: wherever there is room."""
     done = subprocess.run(
         [*(processes.pinned(core) if core is not None else ()),
-         "wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s", "-s", str(SCRIPT), "-H", f"X-API-Key: {contender.key}", f"http://127.0.0.1:{contender.port}/bench"],
+         "wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s", "-s", str(SCRIPT),
+         "-H", f"X-API-Key: {contender.key}", f"http://127.0.0.1:{contender.port}/bench"],
         capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"wrk against {contender.name}: {done.stdout}{done.stderr}")

@@ -113,7 +113,8 @@ import Testing
 
     /// quota.md, 6: the declared bound is held, the rest given back, on the head; what the answer costs in the end is never more.
     @Test(arguments: [
-        (Route.Charge.onSuccess, UInt16(200), Int64(4), Int64(4)), (.onSuccess, 200, 0, 0), (.onSuccess, 200, 10, 10), (.onSuccess, 200, 11, 10),
+        (Route.Charge.onSuccess, UInt16(200), Int64(4), Int64(4)), (.onSuccess, 200, 0, 0), (.onSuccess, 200, 10, 10),
+        (.onSuccess, 200, 11, 10),
         (.onSuccess, 500, 4, 10), (.always, 500, 4, 4),
     ])
     func unitsThatTheUpstreamReportsAreWhatTheHoldHasLeft(_ charge: Route.Charge, _ status: UInt16, _ reported: Int64, _ kept: Int64) {
@@ -203,12 +204,14 @@ import Testing
     @Test func whatAFlowRefusesHasACodeOfItsOwn() {
         let starts: [(FlowStartAnswer, Refusal)] = [
             (.usedUp(retryAfter: 9, QuotaView(limit: 1, remaining: 0, resetSeconds: 9)), .quotaExceeded),
-            (.held(retryAfter: 2, QuotaView(limit: 1, remaining: 0, resetSeconds: 9)), .quotaHeld), (.limitReached(retryAfter: 3), .flowLimit),
+            (.held(retryAfter: 2, QuotaView(limit: 1, remaining: 0, resetSeconds: 9)), .quotaHeld),
+            (.limitReached(retryAfter: 3), .flowLimit),
             (.notAssigned, .serviceNotAssigned), (.unavailable(retryAfter: 2), .quotaUnavailable),
         ]
         for (answer, refusal) in starts { #expect(ExchangeMachine.Reason(answer)?.refusal == refusal) }
         let hops: [(FlowHopAnswer, Refusal, String?)] = [
-            (.finishing, .flowFinishing, nil), (.ended(.committed(units: 1)), .flowClosed, "committed"), (.ended(.rolledBack), .flowClosed, "rolled_back"),
+            (.finishing, .flowFinishing, nil), (.ended(.committed(units: 1)), .flowClosed, "committed"),
+            (.ended(.rolledBack), .flowClosed, "rolled_back"),
             (.ended(.expired(charged: 0)), .flowClosed, "expired"), (.unknown, .flowNotFound, nil),
             (.refused(.hops), .flowStepRefused, "the flow has had all its hops"), (.unavailable(retryAfter: 2), .quotaUnavailable, nil),
         ]

@@ -123,8 +123,9 @@ private struct Pair {
     private mutating func anyFlow() -> ReservationID {
         if started.isEmpty || random.chance(12) { return ReservationID(UUIDBits(high: 9_999, low: random.next() % 4)) }
         // Mostly a recent one.
-        let index = random.chance(3) ? random.pick(0...Int64(started.count - 1)) : Int64(started.count) - 1 - random.pick(0...Int64(min(started.count, 8) - 1))
-        return started[Int(index)]
+        let last = started.count - 1
+        let first = random.chance(3) ? 0 : max(0, last - 7)
+        return started[Int(random.pick(Int64(first)...Int64(last)))]
     }
 
     private mutating func start() async throws -> String {
@@ -279,7 +280,10 @@ private struct Pair {
             let total = lease.value.returned + lease.value.open
             try model.giveBack(0, epoch: 1, [LeaseReturn(row: rows[0], period: lease.key.period, totalReturned: total)])
             try await admin.script(
-                "SELECT pandora.lease_return('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}', '{\(lease.key.period)}', '{\(total)}')")
+                """
+                SELECT pandora.lease_return('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}',
+                                            '{\(lease.key.period)}', '{\(total)}')
+                """)
         }
         return "lease \(need)"
     }

@@ -125,7 +125,8 @@ import Testing
         let (answer, hop) = try await node.claim(claimed.id)
         #expect((answer.flow?.expiresIn ?? 0) > 35_000_000)
         try await eventually("the other flow is overdue") {
-            try await database.psql("SELECT expires_at < clock_timestamp() FROM pandora.reservations WHERE id = '\(abandoned.id)'")[0] == "t"
+            try await database.psql(
+                "SELECT expires_at < clock_timestamp() FROM pandora.reservations WHERE id = '\(abandoned.id)'")[0] == "t"
         }
         #expect(try await database.psql("SELECT pandora.flow_expire(100, '60 s')")[0] == "0")
         #expect(try await database.psql("SELECT pandora.flow_expire(100, '0 s')")[0] == "1")
@@ -296,7 +297,8 @@ import Testing
                             let start = node.newStart(service: Int64((index * 7) % 9) + 1)
                             keeper.start(start) { started in
                                 guard let open = started.flow else { left -= 1; if left == 0 { done(ended) }; return }
-                                keeper.settle(open.settlement(.commit, hop: start.requestID, of: node.flow)!, keep: { _ in true }) { answer in
+                                let settlement = open.settlement(.commit, hop: start.requestID, of: node.flow)!
+                                keeper.settle(settlement, keep: { _ in true }) { answer in
                                     if answer == .ended(.committed(units: 1)) { ended += 1 }
                                     left -= 1
                                     if left == 0 { done(ended) }
