@@ -8,6 +8,8 @@ public enum Limits {
     public static let headerField = 16 << 10
     public static let headerList = 64 << 10
     public static let headerFields = 128
+    /// Bytes of a head that nothing else counts: the method, line ends, and blanks around values.
+    public static let headBlanks = 4 << 10
     /// From the first byte of a request head to its last.
     public static let requestHead = Duration.seconds(10)
     /// Between two pieces of a request body.

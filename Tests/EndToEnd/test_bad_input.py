@@ -1,6 +1,8 @@
 """Requests that break HTTP or are too large: refused with the right status, the connection closed, nothing forwarded."""
 
+import contextlib
 import socket
+import time
 import uuid
 
 import pytest
@@ -57,6 +59,9 @@ MALFORMED = {
     "length and chunked": head(POST, HOST, KEY, "Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
     "chunked and length": head(POST, HOST, KEY, "Transfer-Encoding: chunked", "Content-Length: 5") + b"0\r\n\r\n",
     "chunked in HTTP/1.0": head("POST /echo?TOKEN HTTP/1.0", HOST, KEY, "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "tab in Connection": head(GET, HOST, KEY, "Connection: x,\tclose"),
+    "mark in Connection": head(GET, HOST, KEY).replace(b"\r\n\r\n", "\r\nConnection: x, \u0301upgrade\r\nUpgrade: x\r\n\r\n".encode()),
+    "mark in Upgrade": head(GET, HOST, KEY, "Connection: upgrade").replace(b"\r\n\r\n", "\r\nUpgrade: \u0600 \r\n\r\n".encode()),
     "Expect of something else": head(POST, HOST, KEY, "Expect: a miracle", "Content-Length: 5") + b"hello",
     "target without a slash": head("GET echo?TOKEN HTTP/1.1", HOST, KEY),
 }
@@ -122,6 +127,47 @@ def test_other_transfer_codings_are_refused(gateway, key, raw, token, coding):
     answer, rest = deliver(gateway, key, token, head(POST, HOST, KEY, f"Transfer-Encoding: {coding}") + b"5\r\nhello\r\n0\r\n\r\n")
     assert answer.status in (400, 501) and answer["connection"] == "close" and rest == b"", answer
     assert raw.seen(token) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"0\r\n\r\n", b"1\r\na\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("coding", ["chunked\t", "chunked \t", "\tchunked\t", "chunked,", "identity"])
+def test_no_body_behind_an_upgrade_is_a_request_of_its_own(gateway, key, raw, token, body, coding):
+    """The decoder does not know such a coding, and where an upgrade is asked for it says so to nobody."""
+    fields = (HOST, KEY, f"Transfer-Encoding: {coding}", "Connection: Upgrade", "Upgrade: h2c")
+    answer, rest = deliver(gateway, key, token, head(POST, *fields) + body + head("GET /echo?TOKEN-smuggled HTTP/1.1", HOST, KEY))
+    assert answer.status in (400, 501) and answer["connection"] == "close" and rest == b"", answer
+    assert raw.seen(token) == []
+
+
+@pytest.mark.parametrize("fields", [("Proxy-Connection: upgrade", "Upgrade: x"), ("Connection: upgrade", "Upgrade: x")])
+def test_what_comes_behind_a_request_is_bounded(gateway, fields):
+    with Wire(gateway.port) as wire:
+        wire.send(head(GET, HOST, *fields), b"GET /")
+        assert wire.read().status == 401
+        flood(wire, b"x")
+        assert wire.read().status == 414
+
+
+@pytest.mark.parametrize("start, status", [
+    (b"GET ", 414), (b"GET / HTTP/1.1\r\nX:", 431), (b"GET / HTTP/1.1\r\nX: 1\r\nTransfer-Encoding:", 431)])
+def test_a_head_of_blanks_is_bounded(gateway, start, status):
+    with Wire(gateway.port) as wire:
+        wire.send(start)
+        flood(wire, b" ")
+        assert wire.read().status == status
+
+
+def flood(wire, byte):
+    """Sends until there is an answer."""
+    wire.socket.setblocking(False)
+    deadline = time.monotonic() + 30
+    while not wire.data:
+        assert time.monotonic() < deadline, "nobody minds"
+        with contextlib.suppress(BlockingIOError):
+            wire.socket.send(byte * (1 << 16))
+        with contextlib.suppress(BlockingIOError):
+            wire.data += wire.socket.recv(1 << 16)
+    wire.socket.settimeout(10)
 
 
 @pytest.mark.parametrize("name", BROKEN_CHUNKS)

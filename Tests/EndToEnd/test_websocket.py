@@ -342,7 +342,9 @@ def test_a_declined_upgrade_that_breaks_off_never_looks_complete(gateway, key, n
 
 # A declined upgrade leaves HTTP on the connection working.
 
-@pytest.mark.parametrize("fields", [UPGRADE, ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")])
+@pytest.mark.parametrize("fields", [
+    UPGRADE, ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
+    ("Proxy-Connection: Upgrade", "Upgrade: x")])
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_declined_upgrade_leaves_http_working(gateway, key, fields, apart):
     """Whether the gateway refuses it, or forwards the request without it; whether the next request is on its way already."""

@@ -1,6 +1,6 @@
 internal import NIOCore
 
-/// Tells a connection that bytes have arrived, before the decoder makes anything of them.
+/// Tells a connection that bytes have arrived, before the decoder makes anything of them and after it.
 final class ArrivalNote: ChannelInboundHandler {
     typealias InboundIn = ByteBuffer
     private let connection: ClientConnection
@@ -8,6 +8,8 @@ final class ArrivalNote: ChannelInboundHandler {
     init(_ connection: ClientConnection) { self.connection = connection }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        if connection.bytesArrived(unwrapInboundIn(data)) { context.fireChannelRead(data) }
+        guard connection.bytesArrived(unwrapInboundIn(data)) else { return }
+        context.fireChannelRead(data)
+        connection.bytesDecoded()
     }
 }

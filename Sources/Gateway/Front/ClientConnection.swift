@@ -42,13 +42,12 @@ final class ClientConnection: ChannelInboundHandler {
     private var isTakingArrivals = false
     /// The head of a request was taken, its end was not.
     private var isInsideRequest = false
-    /// Of the first line of a head that is arriving; what comes in one piece with the request before it is not counted.
+    /// Of a head that is arriving, and of its first line; what comes in one piece with the request before it is not counted.
+    private var headBytes = 0
     private var lineBytes = 0
     private var isLineComplete = false
     /// The decoder stops with the request.
     private var endsDecoding = false
-    /// What has arrived since, while it is not known yet which protocol it is of.
-    private var heldBytes = 0
     private var relay: TunnelRelay?
     private var isBodyPaused = false
     private var isReading = true
@@ -150,22 +149,25 @@ final class ClientConnection: ChannelInboundHandler {
         case .idle:
             phase = .arriving
             deadline = worker.reactor.turnNow + worker.requestHead
-            (lineBytes, isLineComplete) = (0, false)
-            measureLine(bytes)
-        case .arriving: if !isLineComplete { measureLine(bytes) }
-        case .busy:
-            deadline = worker.reactor.turnNow + worker.bodyIdle
-            if decoder.isHolding {
-                heldBytes += bytes.readableBytes
-                updateReading()
-            }
+            (headBytes, lineBytes, isLineComplete) = (0, 0, false)
+            measure(bytes)
+        case .arriving: measure(bytes)
+        case .busy: deadline = worker.reactor.turnNow + worker.bodyIdle
         case .tunnel: break
         case .lingering: return false
         }
         return true
     }
 
-    private func measureLine(_ bytes: ByteBuffer) {
+    /// The decoder has made of them what it can.
+    func bytesDecoded() {
+        if phase == .arriving, headBytes > decoder.headMax { return decodingFailed(HTTPParserError.headerOverflow) }
+        updateReading()
+    }
+
+    private func measure(_ bytes: ByteBuffer) {
+        headBytes += bytes.readableBytes
+        if isLineComplete { return }
         let end = bytes.readableBytesView.firstIndex(of: UInt8(ascii: "\n"))
         lineBytes += end.map { $0 - bytes.readerIndex } ?? bytes.readableBytes
         isLineComplete = end != nil
@@ -178,6 +180,7 @@ final class ClientConnection: ChannelInboundHandler {
             if case .body(let bytes) = part { relay.clientSent(bytes) }
             return
         }
+        if decoder.hasStopped { return distrust(.part(part)) }
         // While an exchange is under way only its own body is taken; what comes after it waits.
         if arrivals.isEmpty, !isTakingArrivals, takes(part) { return take(part) }
         arrivals.append(.part(part))
@@ -187,6 +190,10 @@ final class ClientConnection: ChannelInboundHandler {
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
         // Errors of the socket end the channel, and what breaks off with it is no fault of syntax.
         guard error is HTTPParserError, context.channel.isActive, phase != .lingering else { return }
+        decodingFailed(error)
+    }
+
+    private func decodingFailed(_ error: any Error) {
         var fault = RequestHead.Fault(error)
         // The decoder does not say what was too large.
         if fault.refusal == .headersTooLarge, phase == .arriving, lineBytes > worker.limits.requestTarget {
@@ -229,12 +236,23 @@ final class ClientConnection: ChannelInboundHandler {
         case .body(let bytes): exchange?.receive(bytes)
         case .end:
             isInsideRequest = false
-            if endsDecoding {
-                decoder.hold()
-                if exchange == nil, phase == .idle { goOn(raw: false) }
-            }
+            if endsDecoding { holdDecoding() }
             exchange?.requestEnded()
         }
+    }
+
+    private func holdDecoding() {
+        decoder.hold()
+        if let arrival = arrivals.popFirst() { return distrust(arrival) }
+        if exchange == nil, phase == .idle { goOn(raw: false) }
+    }
+
+    /// NIO's decoder went on where the head says that it stops: nobody knows any more where requests begin. The answer that is
+    /// under way is the last.
+    private func distrust(_ arrival: Arrival) {
+        isLast = true
+        arrivals.append(arrival)
+        if exchange == nil { linger() } else { updateReading() }
     }
 
     private func begin(_ received: HTTPRequestHead) {
@@ -297,7 +315,8 @@ final class ClientConnection: ChannelInboundHandler {
     }
 
     private func updateReading() {
-        let wanted = !isBodyPaused && arrivals.isEmpty && heldBytes <= Worker.windowBytes
+        let isFull = isBodyPaused || !arrivals.isEmpty || (decoder.isHolding && decoder.undecodedBytes > Worker.windowBytes)
+        let wanted = phase == .lingering || !isFull
         guard wanted != isReading else { return }
         isReading = wanted
         try? context?.channel.syncOptions?.setOption(.autoRead, value: wanted)
@@ -362,7 +381,6 @@ final class ClientConnection: ChannelInboundHandler {
         deadline = worker.reactor.turnNow + Worker.lingerTime
         arrivals.removeAll()
         isBodyPaused = false
-        heldBytes = 0
         flushSoon()
         updateReading()
     }
@@ -388,7 +406,6 @@ final class ClientConnection: ChannelInboundHandler {
     private func goOn(raw: Bool) {
         endsDecoding = false
         decoder.goOn(raw: raw)
-        heldBytes = 0
         updateReading()
         context?.channel.pipeline.fireChannelRead(ByteBuffer())
     }

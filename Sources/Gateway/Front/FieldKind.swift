@@ -4,9 +4,17 @@ enum FieldKind: UInt8 {
     case endToEnd
     /// Of this connection alone (RFC 9110, 7.6.1), or the gateway's own word: never goes upstream.
     case dropped
-    case host, apiKey, authorization, connection, contentLength, transferEncoding, expect, upgrade
+    case host, apiKey, authorization, connection, proxyConnection, contentLength, transferEncoding, expect, upgrade
     case forwarded, forwardedFor, forwardedHost, forwardedProto, via, traceparent
     case startPoint, flow, idempotencyKey
+
+    /// Says where a request ends and whether HTTP goes on behind it.
+    var isFraming: Bool {
+        switch self {
+        case .connection, .proxyConnection, .contentLength, .transferEncoding, .upgrade: true
+        default: false
+        }
+    }
 
     /// By length first: most names are told apart without comparing a byte.
     init(_ name: String) {
@@ -30,7 +38,7 @@ enum FieldKind: UInt8 {
         case 15:
             if named("x-forwarded-for") { self = .forwardedFor } else if named("idempotency-key") { self = .idempotencyKey }
         case 16:
-            if named("x-forwarded-host") { self = .forwardedHost } else if named("proxy-connection") { self = .dropped }
+            if named("x-forwarded-host") { self = .forwardedHost } else if named("proxy-connection") { self = .proxyConnection }
         case 17:
             if named("transfer-encoding") {
                 self = .transferEncoding

@@ -17,9 +17,17 @@ final class RequestDecoder: ByteToMessageDecoder {
     private var isSpent = false
     private var inner: HTTPRequestDecoder
     private let limits: NIOHTTPDecoderLimitConfiguration
+    private let undecodedMax: Int
+    /// Bytes of a head that can come to more only by blanks, which NIO's decoder does not count.
+    let headMax: Int
+    /// Bytes that were looked at and are still here: of a name or a value that is not whole, or held.
+    private(set) var undecodedBytes = 0
 
-    init(_ limits: NIOHTTPDecoderLimitConfiguration) {
+    /// - blanksMax: bytes of a head that are counted neither as a target nor as a field
+    init(_ limits: NIOHTTPDecoderLimitConfiguration, blanksMax: Int) {
         self.limits = limits
+        undecodedMax = limits.maxHeaderFieldSize + blanksMax
+        headMax = limits.maxHeaderListSize + limits.maxHeaderFieldCount * ": \r\n".utf8.count + blanksMax
         inner = Self.fresh(limits)
     }
 
@@ -28,13 +36,15 @@ final class RequestDecoder: ByteToMessageDecoder {
     }
 
     var isHolding: Bool { next == .held }
+    /// NIO's decoder is done: nothing more comes of it until another takes its place.
+    var hasStopped: Bool { isSpent }
 
     /// With the end of a request that asks to change the protocol.
     func hold() { (next, isSpent) = (.held, true) }
 
     /// What was held, and what comes, is HTTP, or no HTTP any more. It is looked at with the next piece that is read, which may
     /// be an empty one.
-    func goOn(raw: Bool) { next = raw ? .raw : .http }
+    func goOn(raw: Bool) { (next, undecodedBytes) = (raw ? .raw : .http, 0) }
 
     // MARK: ByteToMessageDecoder
 
@@ -42,6 +52,8 @@ final class RequestDecoder: ByteToMessageDecoder {
     func decoderRemoved(context: ChannelHandlerContext) { inner.decoderRemoved(context: context) }
 
     func decode(context: ChannelHandlerContext, buffer: inout ByteBuffer) throws -> DecodingState {
+        let undecodedBefore = undecodedBytes
+        defer { undecodedBytes = buffer.readableBytes }
         while buffer.readableBytes > 0, next != .held {
             if next == .raw {
                 context.fireChannelRead(wrapInboundOut(.body(buffer.readSlice(length: buffer.readableBytes)!)))
@@ -52,6 +64,8 @@ final class RequestDecoder: ByteToMessageDecoder {
             // It keeps a part of a head in the buffer: only behind such a request what is left is to be looked at again.
             if !isSpent { break }
         }
+        // It keeps one name or one value at most. More are blanks, or it has stopped where nobody expected it, and would keep all.
+        if next == .http, min(undecodedBefore, buffer.readableBytes) > undecodedMax { throw HTTPParserError.headerOverflow }
         return .needMoreData
     }
 

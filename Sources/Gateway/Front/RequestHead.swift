@@ -57,7 +57,7 @@ struct RequestHead {
         try Self.refuseReplaced(target, "the request target")
         if method == "CONNECT" || method == "TRACE" { throw Fault(.methodRefused, method) }
         var reading = Reading()
-        for field in fields { try take(field.name, field.value.withoutTrailingBlanks, &reading) }
+        for field in fields { try take(field.name, field.value, &reading) }
         try finish(reading)
         try splitAbsoluteTarget()
     }
@@ -72,17 +72,21 @@ struct RequestHead {
         var nominated: [Substring] = []
     }
 
-    private mutating func take(_ name: String, _ value: String, _ reading: inout Reading) throws(Fault) {
+    private mutating func take(_ name: String, _ sent: String, _ reading: inout Reading) throws(Fault) {
         try Self.refuseReplaced(name, "a header field")
-        try Self.refuseReplaced(value, "a header field")
+        try Self.refuseReplaced(sent, "a header field")
         var kind = FieldKind(name)
+        if kind.isFraming { try Self.refuseUnprintable(sent, in: name) }
+        let value = sent.withoutTrailingBlanks
         switch kind {
         case .host:
             reading.hosts += 1
             host = value
         case .apiKey: noteKey(value)
         case .authorization: if let token = Self.bearer(value) { reading.bearer = token }
-        case .connection: takeConnection(value, &reading)
+        case .connection: takeConnection(value) { reading.nominated.append($0) }
+        // No standard knows it, but NIO's decoder reads it as it does Connection.
+        case .proxyConnection: takeConnection(value) { _ in }
         case .contentLength:
             reading.lengths += 1
             guard let length = Self.length(value) else { throw Fault(.requestMalformed, "Content-Length is not a number") }
@@ -113,9 +117,9 @@ struct RequestHead {
     /// A field that comes twice is a list (RFC 9110, 5.3), which is no value where one is wanted.
     private static func joined(_ first: String?, _ value: String) -> String { first.map { $0 + ", " + value } ?? value }
 
-    private mutating func takeConnection(_ value: String, _ reading: inout Reading) {
-        for token in value.split(separator: ",") {
-            let token = token.trimmingBlanks
+    private mutating func takeConnection(_ value: String, nominates: (Substring) -> Void) {
+        for token in value.utf8.split(separator: UInt8(ascii: ",")) {
+            let token = Substring(token).trimmingBlanks
             if token.isNamed("close") {
                 keepsAlive = false
             } else if token.isNamed("keep-alive") {
@@ -123,7 +127,7 @@ struct RequestHead {
             } else if token.isNamed("upgrade") {
                 wantsUpgrade = true
             } else if !token.isEmpty {
-                reading.nominated.append(token)
+                nominates(token)
             }
         }
     }
@@ -131,7 +135,6 @@ struct RequestHead {
     private mutating func finish(_ reading: Reading) throws(Fault) {
         if reading.hosts > 1 { throw Fault(.requestMalformed, "more than one Host") }
         if reading.hosts == 0, isHTTP11 { throw Fault(.requestMalformed, "no Host") }
-        if wantsUpgrade { try refuseTabs() }
         if reading.lengths > 1 { throw Fault(.requestMalformed, "more than one Content-Length") }
         if reading.codings > 0 {
             // Whoever disagrees about which of the two counts takes the rest of the body for another request (RFC 9112, 6.3).
@@ -146,13 +149,6 @@ struct RequestHead {
             if isAuthorizationKey { noteKey(bearer) }
         }
         for name in reading.nominated { dropNominated(name) }
-    }
-
-    /// NIO's decoder does not know the token `upgrade` before a tab, and where it stops must be no matter of opinion.
-    private func refuseTabs() throws(Fault) {
-        for (index, field) in fields.enumerated() where kinds[index] == .connection && field.value.utf8.contains(0x09) {
-            throw Fault(.requestMalformed, "a tab in Connection")
-        }
     }
 
     private mutating func noteKey(_ text: String) {
@@ -180,14 +176,18 @@ struct RequestHead {
     /// `http://host/path`: the authority of the target counts, not that of Host (RFC 9112, 3.2.2).
     private mutating func splitAbsoluteTarget() throws(Fault) {
         guard target.utf8.first != UInt8(ascii: "/") else { return }
-        let scheme = target.prefix { $0 != ":" }
-        guard scheme.isNamed("http") || scheme.isNamed("https"), target.dropFirst(scheme.count).hasPrefix("://") else { return }
-        let rest = target.dropFirst(scheme.count + 3)
-        let authority = rest.prefix { $0 != "/" && $0 != "?" }
-        guard !authority.isEmpty, !authority.contains("@") else { throw Fault(.requestMalformed, "no host in the request target") }
-        let path = rest.dropFirst(authority.count)
-        host = String(authority)
-        target = path.hasPrefix("/") ? String(path) : "/" + path
+        let scheme = Substring(target.utf8.prefix { $0 != UInt8(ascii: ":") })
+        guard scheme.isNamed("http") || scheme.isNamed("https") else { return }
+        let behind = target.utf8.dropFirst(scheme.utf8.count)
+        guard behind.starts(with: "://".utf8) else { return }
+        let rest = behind.dropFirst(3)
+        let authority = rest.prefix { $0 != UInt8(ascii: "/") && $0 != UInt8(ascii: "?") }
+        guard !authority.isEmpty, !authority.contains(UInt8(ascii: "@")) else {
+            throw Fault(.requestMalformed, "no host in the request target")
+        }
+        let path = rest[authority.endIndex...]
+        host = String(Substring(authority))
+        target = (path.first == UInt8(ascii: "/") ? "" : "/") + String(Substring(path))
     }
 
     // MARK: Values
@@ -200,9 +200,17 @@ struct RequestHead {
         if isAltered ?? text.unicodeScalars.contains("\u{fffd}") { throw Fault(.requestMalformed, "\(what) is not UTF-8") }
     }
 
+    /// NIO's decoder has its own opinion of tabs and of what is not ASCII there, and so have others: where a request ends must
+    /// be no matter of opinion.
+    private static func refuseUnprintable(_ value: String, in name: String) throws(Fault) {
+        guard value.utf8.allSatisfy({ 0x20...0x7e ~= $0 }) else {
+            throw Fault(.requestMalformed, "a tab, or what is not ASCII, in \(name)")
+        }
+    }
+
     private static func bearer(_ value: String) -> String? {
-        guard value.utf8.count > 7, value.prefix(7).isNamed("bearer ") else { return nil }
-        return String(value.dropFirst(7).trimmingBlanks)
+        guard value.utf8.count > 7, Substring(value.utf8.prefix(7)).isNamed("bearer ") else { return nil }
+        return String(Substring(value.utf8.dropFirst(7)).trimmingBlanks)
     }
 
     private static func length(_ value: String) -> Int64? {
@@ -233,9 +241,10 @@ extension Substring {
     }
 
     var trimmingBlanks: Substring {
-        var text = self
-        while let first = text.utf8.first, first == 0x20 || first == 0x09 { text.removeFirst() }
-        while let last = text.utf8.last, last == 0x20 || last == 0x09 { text.removeLast() }
-        return text
+        // By bytes: a blank and what combines with it are one Character.
+        var bytes = utf8
+        while let first = bytes.first, first == 0x20 || first == 0x09 { bytes.removeFirst() }
+        while let last = bytes.last, last == 0x20 || last == 0x09 { bytes.removeLast() }
+        return Substring(bytes)
     }
 }

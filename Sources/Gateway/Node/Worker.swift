@@ -140,7 +140,7 @@ final class Worker: TurnHook, @unchecked Sendable {
         decoderLimits.maxHeaderFieldSize = max(limits.headerField, limits.requestTarget + 1)
         decoderLimits.maxHeaderListSize = limits.headerList + limits.requestTarget
         decoderLimits.maxHeaderFieldCount = limits.headerFields
-        let decoder = RequestDecoder(decoderLimits)
+        let decoder = RequestDecoder(decoderLimits, blanksMax: Limits.headBlanks)
         let connection = ClientConnection(self, decoder)
         let pipeline = channel.pipeline.syncOperations
         try pipeline.addHandler(ArrivalNote(connection))
