@@ -15,11 +15,13 @@ struct ChunkParser {
     private enum Place { case size, data(Int), afterData, trailers }
 
     /// Bytes of the line with a chunk's size and extensions, and of all trailers.
-    static let lineMax = 4_096
+    let lineMax: Int
 
     private var place = Place.size
     private var line: [UInt8] = []
     private var trailerBytes = 0
+
+    init(lineMax: Int) { self.lineMax = lineMax }
 
     mutating func take(_ bytes: inout ByteBuffer) -> Step {
         while bytes.readableBytes > 0 {
@@ -52,7 +54,7 @@ struct ChunkParser {
         line += view[..<(end ?? view.endIndex)]
         if case .trailers = place { trailerBytes += end.map { $0 - view.startIndex + 1 } ?? view.count }
         bytes.moveReaderIndex(to: end.map { $0 + 1 } ?? view.endIndex)
-        guard max(line.count, trailerBytes) <= ChunkParser.lineMax else { return nil }
+        guard max(line.count, trailerBytes) <= lineMax else { return nil }
         guard end != nil else { return false }
         return line.popLast() == UInt8(ascii: "\r") ? true : nil
     }

@@ -196,6 +196,8 @@ public final class CurlClient: TurnHook {
         errands.removeValue(forKey: ObjectIdentifier(errand))
         guard let handle = errand.handle else { return }
         errand.handle = nil
+        // A kept handle would keep the memory of what is dead.
+        handle.errand = nil
         if pool.count < configuration.pooledHandles, !handle.isConnectOnly, !isShutDown { pool.append(handle) }
     }
 

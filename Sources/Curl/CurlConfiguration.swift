@@ -14,6 +14,8 @@ public struct CurlConfiguration: Sendable {
     public var windowBytes = 65_536
     /// Bytes of one head with its 1xx predecessors.
     public var headBytesMax = 128 * 1_024
+    /// Bytes of the line with a chunk's size and extensions, and of all trailers, in the answer of a tunnel that was declined.
+    public var chunkLineBytesMax = 4_096
     /// CURLOPT_BUFFERSIZE and CURLOPT_UPLOAD_BUFFERSIZE
     public var receiveBufferBytes = 16_384
     public var uploadBufferBytes = 16_384

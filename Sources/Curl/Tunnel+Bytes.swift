@@ -97,29 +97,26 @@ extension Tunnel {
     private func pass() {
         switch stage {
         case .head: takeLine()
-        case .raw, .untilEnd: handOn(&received)
+        case .raw, .untilEnd:
+            let piece = received
+            received = ByteBuffer()
+            delegate?.tunnelReceived(self, piece)
         case .length(let left):
-            var piece = received.readSlice(length: Int(min(left, Int64(received.readableBytes))))!
+            let piece = received.readSlice(length: Int(min(left, Int64(received.readableBytes))))!
             stage = .length(left - Int64(piece.readableBytes))
             let isLast = left == piece.readableBytes
-            handOn(&piece)
+            delegate?.tunnelReceived(self, piece)
             if isLast { end(CURLE_OK) }
         case .chunks(var parser):
             let step = parser.take(&received)
             stage = .chunks(parser)
             switch step {
-            case .data(var piece): handOn(&piece)
+            case .data(let piece): delegate?.tunnelReceived(self, piece)
             case .more: break
             case .end: end(CURLE_OK)
             case .refused: abort(.diedMidBody, "a chunk of the answer is malformed")
             }
         }
-    }
-
-    private func handOn(_ bytes: inout ByteBuffer) {
-        let piece = bytes
-        bytes = ByteBuffer()
-        delegate?.tunnelReceived(self, piece)
     }
 
     private func takeLine() {
@@ -143,21 +140,28 @@ extension Tunnel {
 
     private func takeFinal(_ head: TransferHead) {
         line = []
-        guard let next = Tunnel.stage(after: head) else {
-            return abort(.protocolError, "the transfer coding of the answer is not chunked")
-        }
-        stage = next
+        do throws(Unframed) { stage = try stage(after: head) } catch { return abort(.protocolError, error.detail) }
         delegate?.tunnelHead(self, head)
         if case .length(0) = stage { end(CURLE_OK) }
     }
 
-    /// nil: framed in a way that is not understood (RFC 9112, 6.3).
-    private static func stage(after head: TransferHead) -> Stage? {
+    /// An answer whose end cannot be found (RFC 9112, 6.3).
+    private struct Unframed: Error { let detail: String }
+
+    private func stage(after head: TransferHead) throws(Unframed) -> Stage {
         if head.status == 101 { return .raw }
         if head.status == 204 || head.status == 304 { return .length(0) }
         let codings = head.fields.filter { head.isNamed($0, "transfer-encoding") }
-        if let coding = codings.first { return codings.count == 1 && head.hasValue(coding, "chunked") ? .chunks(ChunkParser()) : nil }
-        guard let length = head.value(of: "content-length") else { return .untilEnd }
-        return Int64(String(decoding: length, as: UTF8.self)).map { .length($0) }
+        if let coding = codings.first {
+            guard codings.count == 1, head.hasValue(coding, "chunked") else {
+                throw Unframed(detail: "the transfer coding of the answer is not chunked")
+            }
+            return .chunks(ChunkParser(lineMax: client.configuration.chunkLineBytesMax))
+        }
+        guard let text = head.value(of: "content-length") else { return .untilEnd }
+        guard let length = Int64(String(decoding: text, as: UTF8.self)) else {
+            throw Unframed(detail: "the Content-Length of the answer is beyond 64 bits")
+        }
+        return .length(length)
     }
 }

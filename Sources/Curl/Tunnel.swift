@@ -127,12 +127,14 @@ public final class Tunnel: Errand {
         enqueue()
     }
 
-    /// Nothing, and no end, reaches the delegate until `resumeReceiving()`; the upstream is held back by TCP.
+    /// No bytes, and no end of them, reach the delegate until `resumeReceiving()`; the upstream is held back by TCP. A failure
+    /// does: that the upstream is gone, or our own end.
     public func pauseReceiving() { isReceivingPaused = true }
 
     public func resumeReceiving() {
         guard isReceivingPaused, !isOver else { return }
         isReceivingPaused = false
+        lastProgress = now
         enqueue()
     }
 
@@ -199,6 +201,8 @@ public final class Tunnel: Errand {
         if multi == nil { return now >= phaseAt + timeouts.connect ? .overloaded : nil }
         if attempts == 0 { return now >= phaseAt + timeouts.connect ? .connectTimeout : nil }
         if !hasHead { return now >= phaseAt + timeouts.firstByte ? .firstByteTimeout : nil }
+        // The time that our own side takes is not the upstream's.
+        if isReceivingPaused { return nil }
         return now >= lastProgress + timeouts.idle ? .idleTimeout : nil
     }
 

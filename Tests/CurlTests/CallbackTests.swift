@@ -47,7 +47,9 @@ import Testing
         try await bench.onLoop { _ in
             #expect(starter.value.failures == 0 && starter.value.calls > 5)
         }
-        try await eventually("all others were cancelled from their own heads") { cancelled.withLock { $0 } == (try await bench.onLoop { _ in starter.value.calls }) }
+        try await eventually("all others were cancelled from their own heads") {
+            cancelled.withLock { $0 } == (try await bench.onLoop { _ in starter.value.calls })
+        }
         try await bench.onLoop { client in #expect(client.activeTransfers == 0) }
     }
 
@@ -58,7 +60,9 @@ import Testing
         private(set) var failures = 0
         private var others: [Recorder] = []
 
-        init(_ client: CurlClient, _ ask: Ask, _ cancelled: Locked<Int>) { (self.client, self.ask, self.cancelled) = (client, ask, cancelled) }
+        init(_ client: CurlClient, _ ask: Ask, _ cancelled: Locked<Int>) {
+            (self.client, self.ask, self.cancelled) = (client, ask, cancelled)
+        }
 
         func meddle() {
             calls += 1

@@ -74,6 +74,7 @@ import Testing
         ("HTTP/1.1 101 S\r\nUpgrade: websocket\r\n folded\r\n\r\n", .protocolError),
         ("HTTP/1.1 400 Bad\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", .protocolError),
         ("HTTP/1.1 400 Bad\r\nTransfer-Encoding: gzip\r\n\r\n", .protocolError),
+        ("HTTP/1.1 400 Bad\r\nContent-Length: 9223372036854775808\r\n\r\n", .protocolError),
         ("HTTP/1.1 400 Bad\r\nX: \(String(repeating: "x", count: 140_000))", .headTooLarge),
     ]) func answersThatAreNone(_ text: String, _ kind: TransferError.Kind) async throws {
         let upstream = ScriptedUpstream { connection in
@@ -134,6 +135,29 @@ import Testing
         let (recorder, error) = try await bench.tunnel(ask)
         #expect(error?.kind == .idleTimeout && recorder.text == "then nothing")
         try await eventually("both are closed") { upstream.openConnections == 0 }
+    }
+
+    @Test func ourOwnPauseIsNoIdlenessOfTheUpstream() async throws {
+        let upstream = ScriptedUpstream { connection in
+            _ = try connection.readHead()
+            try connection.send(switching + "meanwhile")
+            try connection.waitForEnd()
+        }
+        defer { upstream.close() }
+        let bench = try Bench()
+        var ask = Ask(upstream.port)
+        ask.timeouts = TransferTimeouts(connect: .seconds(120), firstByte: .seconds(120), idle: short)
+        let (recorder, tunnel) = try await bench.open(ask) { $0.onHead = { $0.pauseReceiving() } }
+        try await eventually("it is paused") { try await bench.onLoop { _ in recorder.status == 101 } }
+        try await Task.sleep(for: .nanoseconds(short.nanoseconds) * 2 + .milliseconds(300))
+        let resumed = try await bench.onLoop { _ in
+            #expect(recorder.ends == 0 && recorder.bytes.isEmpty)
+            tunnel.value.resumeReceiving()
+            return NIODeadline.now()
+        }
+        // From here on it is the upstream's.
+        #expect(try await recorder.end()?.kind == .idleTimeout)
+        #expect(recorder.text == "meanwhile" && .now() - resumed >= .nanoseconds(short.nanoseconds / 2))
     }
 
     @Test func aTunnelOutlivesTheTimeForTheAnswer() async throws {

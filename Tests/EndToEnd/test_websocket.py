@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -59,7 +60,10 @@ class WebSocketServer:
 
 
 class RawServer:
-    """Switches the protocol when it is told to, says a word at once, and echoes; after the client's end it says goodbye."""
+    """Switches the protocol when it is told to, says a word at once, and echoes; after the client's end it says goodbye.
+
+    To "break" it resets.
+    """
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -82,6 +86,8 @@ class RawServer:
             connection.sendall(b"HTTP/1.1 101 Switching\r\nupgrade: WebSocket\r\nConnection: upgrade\r\nX-Kept: 1\r\n\r\nhello,"
                                + data.partition(b"\r\n\r\n")[2])
             while piece := connection.recv(1 << 16):
+                if piece == b"break":
+                    return connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.sendall(piece)
             connection.sendall(b"goodbye")
         self.ended.set()
@@ -237,6 +243,16 @@ def test_whoever_leaves_takes_the_other_along(gateway, key, behind):
         wire.send(upgrade(key, host="brief.test"))
         switched(wire)
         assert wire.ended() == b"hello,", "silence is the end where the route says so"
+
+
+def test_what_breaks_upstream_looks_broken(gateway, key):
+    with Wire(gateway.port) as wire:
+        wire.send(upgrade(key))
+        switched(wire)
+        assert exactly(wire, 6) == b"hello,"
+        wire.send(b"break")
+        with pytest.raises(ConnectionResetError):
+            wire.socket.recv(1)
 
 
 # Admission.
@@ -403,7 +419,7 @@ def test_bytes_before_the_switch_are_bounded(gateway, key, behind):
 
 @pytest.fixture
 def site(binary, services, behind, tmp_path):
-    one = sites.Site(binary, services, tmp_path, configuration(behind, services, drain="1s"))
+    one = sites.Site(binary, services, tmp_path, configuration(behind, services, drain="5s"))
     yield one
     one.remove()
 

@@ -416,9 +416,9 @@ final class ClientConnection: ChannelInboundHandler {
         flushSoon()
     }
 
-    func tunnelEnded() {
+    func tunnelEnded(isBroken: Bool) {
         relay = nil
-        linger()
+        if isBroken { cut(.resetting) } else { linger() }
     }
 
     private func close() { context?.close(mode: .all, promise: nil) }

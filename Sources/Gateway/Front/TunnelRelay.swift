@@ -40,5 +40,8 @@ final class TunnelRelay: TunnelDelegate {
 
     func tunnelHasRoom(_ tunnel: Tunnel) { connection?.resumeBody() }
 
-    func tunnelEnded(_ tunnel: Tunnel, _ error: TransferError?) { connection?.tunnelEnded() }
+    /// Silence is an end like another. What broke is to look broken to the client, too.
+    func tunnelEnded(_ tunnel: Tunnel, _ error: TransferError?) {
+        connection?.tunnelEnded(isBroken: error != nil && error?.kind != .idleTimeout)
+    }
 }

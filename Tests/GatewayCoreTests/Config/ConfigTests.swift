@@ -88,7 +88,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(settings.timeouts.connect == .seconds(1) && settings.timeouts.firstByte == .seconds(2))
         #expect(settings.timeouts.idle == .seconds(3) && settings.timeouts.total == .seconds(4))
         #expect(settings.bodyLimit == 1 << 20 && settings.keyQuery == "k" && !settings.deprecatedPasses)
-        #expect(settings.charge == .always && settings.units == 7 && settings.outage == .allow && settings.logsQuery && settings.takesWebSocket)
+        #expect(settings.charge == .always && settings.units == 7 && settings.outage == .allow)
+        #expect(settings.logsQuery && settings.takesWebSocket)
         #expect(settings.headers.replace == [.init(name: "X-C", value: "c")] && settings.headers.remove == ["x-d"])
         #expect(settings.rewrite == .path([.literal(Array("/c/".utf8)), .segment(1)]))
     }
@@ -185,7 +186,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("{name: a, service: s, upstream: u, strip_prefix: /b, match: {prefix: /a}}", "f:5:54: error: routes[0].strip_prefix '/b' is not how every path of the route begins"),
         ("{name: a, service: s, upstream: u, rewrite: '/{idd}', match: {pattern: '/a/{id}'}}", "f:5:49: error: routes[0].rewrite: the route's pattern has no parameter 'idd'; did you mean 'id'?"),
         ("{name: a, service: s, upstream: u, charge: onsuccess}", "f:5:48: error: routes[0].charge must be one of on_success, always, never, found 'onsuccess'; did you mean 'on_success'?"),
-        ("{name: a, service: s, upstream: u, upgrade: [websockets]}", "f:5:50: error: routes[0].upgrade may list websocket, found 'websockets'; did you mean 'websocket'?"),
+        ("{name: a, service: s, upstream: u, upgrade: [websockets]}",
+         "f:5:50: error: routes[0].upgrade may list websocket, found 'websockets'; did you mean 'websocket'?"),
         ("{name: a, service: s, upstream: u, upgrade: websocket}", "f:5:49: error: routes[0].upgrade must be a list, found 'websocket'"),
         ("{name: a, service: s, upstream: u, units: -1}", "f:5:47: error: routes[0].units must be between 0 and 1000000000000, found -1"),
         ("{name: a, service: s, upstream: u, units: {max: 3}}", "f:5:48: error: routes[0].units needs 'header'"),

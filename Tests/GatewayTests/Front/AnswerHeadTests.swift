@@ -79,7 +79,9 @@ import Testing
     }
 
     @Test func aChangeOfProtocolSaysSoAndNothingOfFraming() {
-        let fields = ["Upgrade: WebSocket", "Connection: upgrade", "Content-Length: 5", "Transfer-Encoding: chunked", "Sec-WebSocket-Accept: x"]
+        let fields = [
+            "Upgrade: WebSocket", "Connection: upgrade", "Content-Length: 5", "Transfer-Encoding: chunked", "Sec-WebSocket-Accept: x",
+        ]
         let (lines, framing) = answer(101, fields, own(closes: true))
         #expect(framing == .tunnel && lines.first == "HTTP/1.1 101 Fine")
         #expect(Array(lines[1...2]) == ["Sec-WebSocket-Accept: x", "Via: 1.1 pandora"])
