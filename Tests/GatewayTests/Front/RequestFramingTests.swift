@@ -145,20 +145,23 @@ import Testing
             // Heads with something odd in them mostly end there: every other one has nothing of the kind.
             let isOdd = round % 2 == 0
             var fields: Fields = []
-            for _ in 0..<Int.random(in: 1...4, using: &random) {
-                let name = names.randomElement(using: &random)!
-                // One value in two is what the field is for.
-                if Bool.random(using: &random) {
-                    fields.append((name, Array(["upgrade", "upgrade", "h2c", "chunked", "6"][names.firstIndex(of: name)!].utf8)))
-                    continue
+            // Two heads in three ask for an upgrade, many with a body.
+            if Int.random(in: 0..<3, using: &random) > 0 {
+                let body = Int.random(in: 0..<3, using: &random)
+                fields = [(names[Int.random(in: 0...1, using: &random)], Array("upgrade".utf8)), ("Upgrade", Array("h2c".utf8))]
+                if body < 2 { fields.append((names[3 + body], Array(["chunked", "6"][body].utf8))) }
+            } else {
+                for _ in 0..<Int.random(in: 1...4, using: &random) { fields.append((names.randomElement(using: &random)!, [])) }
+            }
+            for index in fields.indices where fields[index].value.isEmpty || Int.random(in: 0..<3, using: &random) == 0 {
+                for _ in 0..<Int.random(in: fields[index].value.isEmpty ? 0...5 : 1...2, using: &random) {
+                    let isMark = isOdd && Bool.random(using: &random)
+                    let atom = isMark ? marks.randomElement(using: &random)! : Array(words.randomElement(using: &random)!.utf8)
+                    // Before, behind, or somewhere within what is there.
+                    let count = fields[index].value.count
+                    let place = [0, count, count, Int.random(in: 0...count, using: &random)].randomElement(using: &random)!
+                    fields[index].value.insert(contentsOf: atom, at: place)
                 }
-                var value: [UInt8] = []
-                for _ in 0..<Int.random(in: 0...5, using: &random) {
-                    if isOdd, Int.random(in: 0..<4, using: &random) == 0 { value += marks.randomElement(using: &random)! } else {
-                        value += Array(words.randomElement(using: &random)!.utf8)
-                    }
-                }
-                fields.append((name, value))
             }
             let version = Int.random(in: 0..<8, using: &random) == 0 ? "1.0" : "1.1"
             let note = fields.map { "\($0.name): \($0.value.map { String($0, radix: 16) })" }
