@@ -37,6 +37,9 @@ static const unsigned char m0010[] = {
 static const unsigned char m0011[] = {
 #embed "../../migrations/0011_renew_claims.sql"
 };
+static const unsigned char m0012[] = {
+#embed "../../migrations/0012_share_turns.sql"
+};
 
 struct migration {
     const char *name;
@@ -56,6 +59,7 @@ static const struct migration migrations[] = {
     {"0009_create_doctor.sql", m0009, sizeof m0009},
     {"0010_know_refused_rows.sql", m0010, sizeof m0010},
     {"0011_renew_claims.sql", m0011, sizeof m0011},
+    {"0012_share_turns.sql", m0012, sizeof m0012},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

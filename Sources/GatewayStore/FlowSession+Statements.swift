@@ -34,6 +34,13 @@ extension FlowSession {
         name: "flow_note", sql: "SELECT pandora.flow_note($1, $2, $3)",
         parameterTypes: [.textArray, .textArray, .int2Array])
 
+    static let lockFlowsStatement = Statement(
+        name: "flow_lock_flows", sql: "SELECT pandora.flow_lock_flows($1)", parameterTypes: [.textArray])
+
+    static let lockRowsStatement = Statement(
+        name: "flow_lock_rows", sql: "SELECT pandora.flow_lock_rows($1, $2, $3)",
+        parameterTypes: [.textArray, .int8Array, .int8Array])
+
     static let recallStatement = Statement(
         name: "flow_recall", sql: "SELECT pg_notify('quota_recall', $1)", parameterTypes: [.text])
 

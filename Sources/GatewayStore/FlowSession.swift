@@ -12,69 +12,25 @@ public struct FlowSession: Sendable {
 
     public var isReady: Bool { client.isReady }
 
-    /// Starts flows in one statement, which performs a due reset first, in order of arrival as far as units reach.
-    public func start(
-        _ starts: [FlowStart], deadline: TimeAmount,
-        _ done: @escaping (Result<[FlowStartReply], PostgresError>) -> Void
-    ) {
-        var parameters = Parameters()
-        parameters.append(starts.map { "\($0.id)" })
-        parameters.append(starts.map { "\($0.requestID)" })
-        parameters.append(starts.map { "\($0.keyID)" })
-        parameters.append(starts.map(\.row.environmentID))
-        parameters.append(starts.map(\.row.serviceID))
-        parameters.append(starts.map(\.flow))
-        parameters.append(starts.map(\.units))
-        parameters.append(starts.map(\.timeToLive))
-        parameters.append(starts.map(\.timeMax))
-        parameters.append(starts.map(\.openMax))
-        client.execute(Self.startStatement, parameters, deadline: deadline) { result in
-            done(result.map { rows in rows.map(FlowStartReply.init) })
-        }
-    }
-
-    /// Lets steps pass and claims finishes.
+    /// Carries out a turn in one transaction: lets steps pass and claims finishes; ends flows or opens them again; starts flows,
+    /// in order of arrival as far as units reach, after a reset that is due; remembers what steps were answered.
     ///
-    /// - Parameter hops: at most one of a flow.
-    public func advance(
-        _ hops: [FlowHop], deadline: TimeAmount, _ done: @escaping (Result<[FlowHopAnswer], PostgresError>) -> Void
+    /// - Parameter turn: not empty.
+    public func take(
+        _ turn: FlowTurn, deadline: TimeAmount, _ done: @escaping (Result<FlowTurnAnswers, PostgresError>) -> Void
     ) {
-        var parameters = Parameters()
-        parameters.append(hops.map { "\($0.id)" })
-        parameters.append(hops.map { "\($0.requestID)" })
-        parameters.append(hops.map(\.environmentID))
-        parameters.append(hops.map(\.flow))
-        parameters.append(hops.map(\.isFinish))
-        parameters.append(hops.map(\.position))
-        parameters.append(hops.map(\.isOrdered))
-        parameters.append(hops.map(\.hopsMax))
-        parameters.append(hops.map { $0.isFinish ? $0.claimTime : $0.timeToLive })
-        parameters.append(optionals: hops.map { $0.key?.text })
-        client.execute(Self.advanceStatement, parameters, deadline: deadline) { result in
-            done(result.map { rows in zip(hops, rows).map { FlowHopAnswer($1, of: $0) } })
+        var statements: [(statement: Statement, parameters: Parameters)] = []
+        if turn.isMixed { statements.append((Self.lockFlowsStatement, Self.flows(of: turn))) }
+        if !turn.hops.isEmpty { statements.append((Self.advanceStatement, Self.parameters(of: turn.hops))) }
+        if turn.isMixed, !turn.orders.isEmpty || !turn.starts.isEmpty {
+            statements.append((Self.lockRowsStatement, Self.rows(of: turn)))
         }
-    }
-
-    /// Ends flows or opens them again.
-    ///
-    /// - Parameter orders: at most one of a flow.
-    public func settle(
-        _ orders: [FlowOrder], deadline: TimeAmount, _ done: @escaping (Result<[FlowSettled], PostgresError>) -> Void
-    ) {
-        client.execute(Self.settleStatement, Self.parameters(of: orders), deadline: deadline) { result in
-            done(result.map { rows in rows.map(FlowSettled.init) })
+        if !turn.orders.isEmpty { statements.append((Self.settleStatement, Self.parameters(of: turn.orders))) }
+        if !turn.starts.isEmpty { statements.append((Self.startStatement, Self.parameters(of: turn.starts))) }
+        if !turn.notes.isEmpty { statements.append((Self.noteStatement, Self.parameters(of: turn.notes))) }
+        client.execute(together: statements, deadline: deadline) { [statements] result in
+            done(result.map { FlowTurnAnswers(zip(statements.lazy.map(\.statement), $0), of: turn.hops) })
         }
-    }
-
-    /// Remembers what steps were answered.
-    public func note(
-        _ notes: [FlowNote], deadline: TimeAmount, _ done: @escaping (Result<Void, PostgresError>) -> Void
-    ) {
-        var parameters = Parameters()
-        parameters.append(notes.map { "\($0.id)" })
-        parameters.append(notes.map(\.key.text))
-        parameters.append(notes.map { Int16(clamping: $0.status) })
-        client.execute(Self.noteStatement, parameters, deadline: deadline) { done($0.map { _ in }) }
     }
 
     /// The flow as it is; nil: unknown, or of another environment than the one asked for.
@@ -96,53 +52,16 @@ public struct FlowSession: Sendable {
         parameters.append("\(row.environmentID):\(row.serviceID)")
         client.execute(Self.recallStatement, parameters, deadline: deadline) { _ in }
     }
-
-    /// What ``settleStatement`` takes.
-    static func parameters(of orders: [FlowOrder]) -> Parameters {
-        var parameters = Parameters()
-        parameters.append(orders.map { "\($0.id)" })
-        parameters.append(optionals: orders.map { $0.settlement.map { "\($0.hop)" } })
-        parameters.append(orders.map(\.action))
-        parameters.append(optionals: orders.map(\.environmentID))
-        parameters.append(orders.map { $0.settlement?.row.serviceID ?? 0 })
-        parameters.append(orders.map { $0.settlement?.period ?? 0 })
-        parameters.append(optionals: orders.map(\.units))
-        parameters.append(orders.map(\.life))
-        return parameters
-    }
 }
 
-extension FlowOrder {
-    fileprivate var settlement: FlowSettlement? { if case .settle(let settlement) = self { settlement } else { nil } }
-
-    fileprivate var environmentID: Int64? {
-        switch self {
-        case .settle(let settlement): settlement.row.environmentID
-        case .resolve(let resolution): resolution.environmentID
+extension FlowTurnAnswers {
+    fileprivate init(_ answers: some Sequence<(Statement, Rows)>, of asked: [FlowHop]) {
+        self.init()
+        for (statement, rows) in answers {
+            if statement === FlowSession.advanceStatement { hops = zip(asked, rows).map { FlowHopAnswer($1, of: $0) } }
+            if statement === FlowSession.settleStatement { orders = rows.map(FlowSettled.init) }
+            if statement === FlowSession.startStatement { starts = rows.map(FlowStartReply.init) }
         }
-    }
-
-    fileprivate var action: String {
-        switch self {
-        case .settle(let settlement):
-            switch settlement.action {
-            case .commit: "commit"
-            case .rollback: "rollback"
-            case .reopen: "reopen"
-            }
-        case .resolve(let resolution): resolution.commits ? "commit" : "rollback"
-        }
-    }
-
-    /// nil: all that are held.
-    fileprivate var units: Int64? {
-        guard let settlement else { return nil }
-        if case .commit(let units) = settlement.action { return units }
-        return 0
-    }
-
-    fileprivate var life: Int64 {
-        if case .reopen(let timeToLive) = settlement?.action { timeToLive } else { 0 }
     }
 }
 

@@ -1,21 +1,34 @@
 internal import CLibpq
 internal import NIOCore
 
-/// The pipeline role (PostgreSQL manual, 34.5): statements go out as they come, each a unit of its own that ends with a sync,
-/// so that one that fails takes nobody with it. A statement is done when its sync is: only then is it committed.
+/// The pipeline role (PostgreSQL manual, 34.5): units go out as they come, each one command or several in an implicit
+/// transaction, which ends with a sync, so that one that fails takes nobody with it. A unit is done when its sync is: only then
+/// is it committed.
 final class Pipeline: Engine {
-    /// What the next result of a unit answers.
-    private enum Step { case prepare, execute, sync }
+    typealias Done = (Result<[Rows], PostgresError>) -> Void
+
+    private struct Command {
+        let statement: Statement
+        let preparation: Preparation?
+        /// This unit prepares it first.
+        let prepares: Bool
+    }
 
     private struct Unit {
-        let statement: Statement
+        let commands: [Command]
         let deadline: NIODeadline
-        let preparation: Preparation?
-        let done: Completion
-        var step: Step
-        /// The step had its result; NULL follows and ends it.
+        let done: Done
+        /// What the next result answers: a command, or its preparation; after the last the sync.
+        var current = 0
+        var isPreparing: Bool
+        /// It had its result; NULL follows and ends it.
         var awaitsEnd = false
-        var outcome: Result<Rows, PostgresError>?
+        var rows: [Rows] = []
+        /// The first failure, and of which command.
+        var failure: (error: PostgresError, command: Int)?
+
+        var isAtSync: Bool { current == commands.count }
+        var name: String { commands[min(current, commands.count - 1)].statement.name }
     }
 
     private unowned let host: any EngineHost
@@ -36,23 +49,26 @@ final class Pipeline: Engine {
 
     // MARK: Sending
 
-    func execute(_ statement: Statement, _ parameters: Parameters, _ deadline: NIODeadline, _ done: @escaping Completion) {
+    func execute(_ statements: [(statement: Statement, parameters: Parameters)], _ deadline: NIODeadline, _ done: @escaping Done) {
         guard let connection else { preconditionFailure("no connection") }
         var sent = true
-        var preparation = statement.isPrepared ? preparations.find(statement) : nil
-        var step = Step.execute
-        if statement.isPrepared, preparation == nil {
-            let begun = preparations.begin(statement)
-            preparation = begun
-            step = .prepare
-            sent = connection.sendPrepare(statement, begun.name)
+        let commands = statements.map { statement, parameters in
+            let command = command(statement)
+            if command.prepares, let name = command.preparation?.name { sent = sent && connection.sendPrepare(statement, name) }
+            sent = sent && connection.sendQuery(statement, command.preparation?.name, parameters)
+            return command
         }
-        sent = sent && connection.sendQuery(statement, preparation?.name, parameters)
         sent = sent && ppq_pipeline_sync(connection.raw) == 1
-        units.append(Unit(statement: statement, deadline: deadline, preparation: preparation, done: done, step: step))
+        units.append(Unit(commands: commands, deadline: deadline, done: done, isPreparing: commands[0].prepares))
         host.arm(deadline)
         // libpq may have queued a part of the unit: the connection is of no use any more.
         if sent { connection.flushLater() } else { connection.breakLater() }
+    }
+
+    private func command(_ statement: Statement) -> Command {
+        guard statement.isPrepared else { return Command(statement: statement, preparation: nil, prepares: false) }
+        if let known = preparations.find(statement) { return Command(statement: statement, preparation: known, prepares: false) }
+        return Command(statement: statement, preparation: preparations.begin(statement), prepares: true)
     }
 
     // MARK: Results
@@ -70,67 +86,72 @@ final class Pipeline: Engine {
 
     private func take(_ result: PostgresResult) {
         let status = result.status
-        if units[units.startIndex].step == .sync {
+        if units[units.startIndex].isAtSync {
             if status == PGRES_PIPELINE_SYNC { return finishFirst() }
             // What fails at the sync is the commit, for instance a deferred constraint.
             guard status == PGRES_FATAL_ERROR else { return violation("a result where a sync was due") }
-            return record(.failure(result.error(statement: units[units.startIndex].statement.name)), result)
+            return fail(result)
         }
         guard !units[units.startIndex].awaitsEnd else { return violation("two results for one command") }
         units[units.startIndex].awaitsEnd = true
         switch status {
-        case PGRES_TUPLES_OK, PGRES_COMMAND_OK, PGRES_EMPTY_QUERY: record(.success(Rows(result)), result)
-        case PGRES_FATAL_ERROR: record(.failure(result.error(statement: units[units.startIndex].statement.name)), result)
+        case PGRES_TUPLES_OK, PGRES_COMMAND_OK, PGRES_EMPTY_QUERY:
+            if !units[units.startIndex].isPreparing { units[units.startIndex].rows.append(Rows(result)) }
+        case PGRES_FATAL_ERROR: fail(result)
         case PGRES_PIPELINE_ABORTED: break
         default: violation("status \(status.rawValue) in a pipeline")
         }
     }
 
-    /// The first failure of a unit stands; a success stands until its sync fails.
-    private func record(_ outcome: Result<Rows, PostgresError>, _ result: PostgresResult) {
-        guard case .failure(let error) = outcome else {
-            units[units.startIndex].outcome = outcome
-            return
-        }
+    /// The first failure of a unit stands.
+    private func fail(_ result: PostgresResult) {
+        let unit = units[units.startIndex]
+        let error = result.error(statement: unit.name)
         if result.isFatal { return host.lose(error.asLoss) }
-        if case .failure = units[units.startIndex].outcome { return }
-        units[units.startIndex].outcome = .failure(error)
+        if unit.failure == nil { units[units.startIndex].failure = (error, unit.current) }
     }
 
     private func takeEnd() {
         let unit = units[units.startIndex]
-        guard unit.awaitsEnd || unit.step == .sync else { return violation("a command without a result") }
-        units[units.startIndex].awaitsEnd = false
-        switch unit.step {
-        case .prepare:
-            units[units.startIndex].step = .execute
-            if case .failure(let error) = unit.outcome {
-                unit.preparation?.failure = error
-            } else {
-                unit.preparation?.isConfirmed = true
-                units[units.startIndex].outcome = nil
-            }
-        case .execute:
-            units[units.startIndex].step = .sync
-        case .sync:
+        if unit.isAtSync {
             // NULL after an error at the sync; without one libpq has lost count.
-            guard case .failure = unit.outcome else { return violation("nothing where a sync was due") }
+            if unit.failure == nil { violation("nothing where a sync was due") }
+            return
         }
+        guard unit.awaitsEnd else { return violation("a command without a result") }
+        units[units.startIndex].awaitsEnd = false
+        guard unit.isPreparing else {
+            let next = unit.current + 1
+            units[units.startIndex].current = next
+            units[units.startIndex].isPreparing = next < unit.commands.count && unit.commands[next].prepares
+            return
+        }
+        units[units.startIndex].isPreparing = false
+        let preparation = unit.commands[unit.current].preparation
+        if let failure = unit.failure { preparation?.failure = failure.error } else { preparation?.isConfirmed = true }
     }
 
     private func finishFirst() {
         let unit = units.removeFirst()
-        guard var outcome = unit.outcome else { return violation("a unit without a result") }
-        if case .failure(var error) = outcome {
-            if let preparation = unit.preparation {
-                // It was sent while its statement was being prepared for another unit, in vain.
-                if error.sqlState == .invalidStatementName, let cause = preparation.failure { error = cause }
-                preparations.review(unit.statement, preparation, error)
-            }
-            host.refused(error)
-            outcome = .failure(error)
+        guard let failure = unit.failure else {
+            guard unit.rows.count == unit.commands.count else { return violation("a command without a result") }
+            return unit.done(.success(unit.rows))
         }
-        unit.done(outcome)
+        let error = review(unit, failure.error, failure.command)
+        host.refused(error)
+        unit.done(.failure(error))
+    }
+
+    /// What the error says of the preparations: of the command that failed, and of those after it, which never ran.
+    private func review(_ unit: Unit, _ error: PostgresError, _ failed: Int) -> PostgresError {
+        var error = error
+        for (index, command) in unit.commands.enumerated().dropFirst(failed) {
+            guard let preparation = command.preparation else { continue }
+            // It was sent while its statement was being prepared for another unit, in vain.
+            if index == failed, error.sqlState == .invalidStatementName, let cause = preparation.failure { error = cause }
+            if index == failed || !preparation.isConfirmed { preparations.review(command.statement, preparation, error) }
+        }
+        return error
     }
 
     private func violation(_ what: String) {
@@ -151,7 +172,7 @@ final class Pipeline: Engine {
         for unit in failed {
             let isLate = unit.deadline <= now
             let reason = isLate ? PostgresError(.deadline, error.message) : error
-            unit.done(.failure(reason.of(unit.statement.name, mayHaveTakenEffect: true)))
+            unit.done(.failure(reason.of(unit.name, mayHaveTakenEffect: true)))
         }
     }
 }

@@ -8,8 +8,9 @@ public import Reactor
 /// `async` functions and `shutdown` hop there by themselves and may be called from anywhere.
 public final class PostgresClient: @unchecked Sendable {
     public enum Role: Sendable {
-        /// Statements go out as they come, in libpq's pipeline mode; each commits by itself, and one that fails takes nobody
-        /// with it. For many short statements. Transactions, COPY, scripts and LISTEN are not to be had.
+        /// Statements go out as they come, in libpq's pipeline mode; each, or several together, commits by itself, and one that
+        /// fails takes nobody with it. For many short statements. COPY, scripts, LISTEN and transactions that look at an answer
+        /// before they go on are not to be had.
         case pipeline
         /// One thing after the other: statements, transactions, COPY, scripts, LISTEN.
         case session
@@ -73,8 +74,23 @@ public final class PostgresClient: @unchecked Sendable {
     ) {
         if let refusal = refusal(statement.name) { return done(.failure(refusal)) }
         let until = NIODeadline.now() + (deadline ?? configuration.statementDeadline)
-        if role == .pipeline { return pipeline.execute(statement, parameters, until, done) }
+        if role == .pipeline { return pipeline.execute([(statement, parameters)], until) { rows in done(rows.map { $0[0] }) } }
         session.submit(Operation(kind: .statement(statement, parameters), name: statement.name, deadline: until, done: done))
+    }
+
+    /// Executes statements one after the other in one implicit transaction (pipeline role only; PostgreSQL manual, 34.5.1).
+    ///
+    /// - Parameters:
+    ///   - statements: at least one.
+    ///   - deadline: as of a statement, for all of them.
+    ///   - done: the rows of each statement; where one fails, its error, and none has taken effect.
+    public func execute(
+        together statements: [(statement: Statement, parameters: Parameters)], deadline: TimeAmount? = nil,
+        _ done: @escaping (Result<[Rows], PostgresError>) -> Void
+    ) {
+        precondition(role == .pipeline && !statements.isEmpty, "statements together need a client of role pipeline")
+        if let refusal = refusal(statements[0].statement.name) { return done(.failure(refusal)) }
+        pipeline.execute(statements, NIODeadline.now() + (deadline ?? configuration.statementDeadline), done)
     }
 
     /// Executes any number of commands in one message and one implicit transaction (session role only). The rows of the last

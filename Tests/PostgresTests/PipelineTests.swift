@@ -103,6 +103,66 @@ import TestKit
         }
     }
 
+    // MARK: - Together
+
+    private static let insertOne = Statement(name: "insert_one", sql: "INSERT INTO t VALUES ($1)", parameterTypes: [.int4])
+    private static let countAll = Statement(name: "count_all", sql: "SELECT count(*) FROM t")
+
+    private func together(
+        _ client: PostgresClient, _ statements: @escaping @Sendable () -> [(statement: Statement, parameters: Parameters)]
+    ) async -> Result<[Rows], PostgresError> {
+        await client.calling { client, done in client.execute(together: statements()) { done($0) } }
+    }
+
+    @Test func statementsTogetherAreOneTransaction() async throws {
+        try await withClient(role: .pipeline) { client, database in
+            try await database.psql("CREATE TABLE t (n int CHECK (n < 10))")
+            func insert(_ numbers: Int32...) async -> Result<[Rows], PostgresError> {
+                await together(client) {
+                    numbers.map { number in (Self.insertOne, parameters { $0.append(number) }) } + [(Self.countAll, Parameters())]
+                }
+            }
+            let rows = try await insert(1, 2).get()
+            #expect(rows.map(\.count) == [0, 0, 1] && rows[2][0].int64(0) == Int64(2))
+            let error = try await postgresError { _ = try await insert(3, 40, 5).get() }
+            #expect(error.sqlState == .checkViolation && error.statement == "insert_one" && !error.mayHaveTakenEffect)
+            #expect(try await database.psql("SELECT n FROM t ORDER BY n") == ["1", "2"])
+            #expect(try await insert(6).get()[1][0].int64(0) == Int64(3))
+        }
+    }
+
+    @Test func aCommitThatFailsFailsAllThatWereTogether() async throws {
+        try await withClient(role: .pipeline) { client, database in
+            try await database.psql("CREATE TABLE t (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+            let result = await together(client) {
+                [(Self.insertOne, parameters { $0.append(Int32(1)) }), (Self.insertOne, parameters { $0.append(Int32(1)) })]
+            }
+            let error = try await postgresError { _ = try result.get() }
+            #expect(error.sqlState == .uniqueViolation)
+            #expect(try await client.value("SELECT 1").int32(0) == Int32(1))
+            #expect(try await database.psql("SELECT count(*) FROM t") == ["0"])
+        }
+    }
+
+    /// What comes after the one that failed was not prepared: it is the next time.
+    @Test func whatCannotBePreparedSpoilsNothingForGood() async throws {
+        let broken = Statement(name: "broken_too", sql: "SELECT n FROM missing_too")
+        try await withClient(role: .pipeline) { client, database in
+            try await database.psql("CREATE TABLE t (n int)")
+            let all = { @Sendable () -> [(statement: Statement, parameters: Parameters)] in
+                [(Self.insertOne, parameters { $0.append(Int32(1)) }), (broken, Parameters()), (Self.countAll, Parameters())]
+            }
+            for _ in 0..<2 {
+                let result = await together(client, all)
+                let error = try await postgresError { _ = try result.get() }
+                #expect(error.sqlState == "42P01" && error.statement == "broken_too")
+            }
+            #expect(try await client.query(Self.countAll)[0].int64(0) == Int64(0))
+            try await database.psql("CREATE TABLE missing_too (n int)")
+            #expect(try await together(client, all).get()[2][0].int64(0) == Int64(1))
+        }
+    }
+
     @Test func theQueueHasABound() async throws {
         try await withClient(role: .pipeline, { $0.waitingMax = 10 }) { client, _ in
             let refused: [Bool] = await client.calling { client, done in

@@ -106,18 +106,9 @@ public final class FlowDesk {
     public func deliver(_ action: FlowAction, to store: inout ModelStore, losingAnswer lost: Bool = false) {
         store.now = max(store.now, now)
         switch action {
-        case .start(let number, let requests):
-            let replies = store.start(requests)
-            if !lost { book.started(number, replies, now: now) }
-        case .advance(let number, let requests):
-            let answers = store.advance(requests)
-            if !lost { book.advanced(number, answers, now: now) }
-        case .settle(let number, let requests):
-            let answers = store.settle(requests)
-            if !lost { book.settled(number, answers, now: now) }
-        case .note(let number, let requests):
-            store.note(requests)
-            if !lost { book.noted(number, now: now) }
+        case .turn(let number, let turn):
+            let answers = store.take(turn)
+            if !lost { book.answered(number, answers, now: now) }
         case .recall(let row): recalls.append(row)
         case .answerStart(let ticket, let answer): starts[ticket] = answer
         case .answerHop(let ticket, let answer): hops[ticket] = answer

@@ -92,6 +92,18 @@ extension ModelStore {
         return .started(numbers(quotas[start.row], period: quota.period), expiresIn: life)
     }
 
+    // MARK: - Turns
+
+    /// What a session does in one transaction.
+    public mutating func take(_ turn: FlowTurn) -> FlowTurnAnswers {
+        var answers = FlowTurnAnswers()
+        answers.hops = advance(turn.hops)
+        answers.orders = settle(turn.orders)
+        answers.starts = start(turn.starts)
+        note(turn.notes)
+        return answers
+    }
+
     // MARK: - Hops
 
     /// `flow_advance`.

@@ -66,18 +66,14 @@ enum StoreRequest {
     case ask(UInt64, [LeaseQuestion])
     case giveBack(UInt64, [LeaseReturn])
     case read(UInt64)
-    case startFlows(UInt64, [FlowStart])
-    case advanceFlows(UInt64, [FlowHop])
-    case settleFlows(UInt64, [FlowOrder])
+    case takeFlows(UInt64, FlowTurn)
 }
 
 enum StoreReply {
     case answers(UInt64, [LeaseAnswer])
     case gaveBack(UInt64)
     case leases(UInt64, [LeaseRecord])
-    case flowsStarted(UInt64, [FlowStartReply])
-    case flowsAdvanced(UInt64, [FlowHopAnswer])
-    case flowsSettled(UInt64, [FlowSettled])
+    case flowsTaken(UInt64, FlowTurnAnswers)
     case fenced
 }
 

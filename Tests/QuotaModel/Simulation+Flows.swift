@@ -241,12 +241,9 @@ extension Simulation {
 
     private func perform(_ node: Int, _ action: FlowAction) throws(Violation) {
         switch action {
-        case .start(let number, let starts):
-            nodes[node].flowStarts[number] = starts
-            send(node, .startFlows(number, starts))
-        case .advance(let number, let hops): send(node, .advanceFlows(number, hops))
-        case .settle(let number, let orders): send(node, .settleFlows(number, orders))
-        case .note(let number, _): nodes[node].flows.noted(number, now: local(node))
+        case .turn(let number, let turn):
+            nodes[node].flowStarts[number] = turn.starts
+            send(node, .takeFlows(number, turn))
         case .recall(let row): recall(row)
         case .answerStart(let ticket, let answer):
             guard case .start(let start) = try work(node, ticket) else { throw violation("\(answer) for no start") }

@@ -34,16 +34,12 @@ extension Simulation {
                 return .gaveBack(number)
             case .read(let number):
                 return .leases(number, try store.readLeases(node, epoch: epoch))
-            case .startFlows(let number, let starts):
-                return .flowsStarted(number, store.start(starts))
-            case .advanceFlows(let number, let hops):
-                let answers = store.advance(hops)
-                for (hop, answer) in zip(hops, answers) where hop.isFinish {
+            case .takeFlows(let number, let turn):
+                let answers = store.take(turn)
+                for (hop, answer) in zip(turn.hops, answers.hops) where hop.isFinish {
                     if case .passed = answer { flows[hop.id]!.voids[hop.requestID] = now + hop.claimTime }
                 }
-                return .flowsAdvanced(number, answers)
-            case .settleFlows(let number, let orders):
-                return .flowsSettled(number, store.settle(orders))
+                return .flowsTaken(number, answers)
             }
         } catch {
             return .fenced
@@ -62,15 +58,11 @@ extension Simulation {
             nodes[node].book.gaveBack(number, ok: true, now: time)
         case .leases(let number, let records):
             nodes[node].book.leasesRead(number, records, now: time)
-        case .flowsStarted(let number, let replies):
-            for (start, reply) in zip(nodes[node].flowStarts.removeValue(forKey: number) ?? [], replies) {
+        case .flowsTaken(let number, let answers):
+            for (start, reply) in zip(nodes[node].flowStarts.removeValue(forKey: number) ?? [], answers.starts) {
                 nodes[node].flowEvidence[start.id] = reply
             }
-            nodes[node].flows.started(number, replies, now: time)
-        case .flowsAdvanced(let number, let answers):
-            nodes[node].flows.advanced(number, answers, now: time)
-        case .flowsSettled(let number, let answers):
-            nodes[node].flows.settled(number, answers, now: time)
+            nodes[node].flows.answered(number, answers, now: time)
         case .fenced:
             nodes[node].book.fenced(now: time)
             throw violation("node \(node) was fenced")

@@ -30,7 +30,7 @@ public final class FlowKeeper {
         let done: (FlowSettled) -> Void
     }
 
-    /// A statement that the store refused; it is sent again as long as somebody waits for it.
+    /// A turn that the store refused; it is sent again as long as somebody waits for it.
     public var onError: ((PostgresError) -> Void)?
 
     public init(on reactor: Reactor, limits: FlowLimits = FlowLimits()) {
@@ -46,7 +46,7 @@ public final class FlowKeeper {
 
     // MARK: - Requests
 
-    /// Holds a flow's units.  One statement.  Within the limits' `waitMax`; where that ends first, and the store may have
+    /// Holds a flow's units.  Within the limits' `waitMax`; where that ends first, and the store may have
     /// heard it, it is taken back.
     public func start(_ start: FlowStart, _ done: @escaping (FlowStartAnswer) -> Void) {
         reactor.preconditionInEventLoop()
@@ -233,31 +233,15 @@ public final class FlowKeeper {
         case .answerHop(let ticket, let answer): hopping.removeValue(forKey: ticket)?(answer)
         case .answerOrder(let ticket, let answer): ordering.removeValue(forKey: ticket)?(answer)
         case .recall(let row): session?.recall(row, deadline: answerDeadline)
-        case .start(let number, let starts):
-            session?.start(starts, deadline: answerDeadline) { [weak self] result in
-                self?.heard(number, result) { $0.started(number, $1, now: Self.now) }
-            }
-        case .advance(let number, let hops):
-            session?.advance(hops, deadline: answerDeadline) { [weak self] result in
-                self?.heard(number, result) { $0.advanced(number, $1, now: Self.now) }
-            }
-        case .settle(let number, let orders):
-            session?.settle(orders, deadline: answerDeadline) { [weak self] result in
-                self?.heard(number, result) { $0.settled(number, $1, now: Self.now) }
-            }
-        case .note(let number, let notes):
-            session?.note(notes, deadline: answerDeadline) { [weak self] result in
-                self?.heard(number, result) { book, _ in book.noted(number, now: Self.now) }
-            }
+        case .turn(let number, let turn):
+            session?.take(turn, deadline: answerDeadline) { [weak self] in self?.heard(number, $0) }
         }
     }
 
-    private func heard<Answer>(
-        _ number: UInt64, _ result: Result<Answer, PostgresError>, _ took: (inout FlowBook, Answer) -> Void
-    ) {
+    private func heard(_ number: UInt64, _ result: Result<FlowTurnAnswers, PostgresError>) {
         switch result {
-        case .success(let answer):
-            took(&book, answer)
+        case .success(let answers):
+            book.answered(number, answers, now: Self.now)
         case .failure(let error):
             if session?.isReady == true {
                 if !error.isRetryable { onError?(error) }

@@ -1,8 +1,18 @@
 // What comes back from the store.
 extension FlowBook {
-    /// The answers to a start statement, one a request and in its order.
-    public mutating func started(_ number: UInt64, _ replies: [FlowStartReply], now: Int64) {
-        guard let waiters = starts.answered(number) else { return }
+    /// The turn in flight was carried out.
+    public mutating func answered(_ number: UInt64, _ answers: FlowTurnAnswers, now: Int64) {
+        guard inFlight == number else { return }
+        inFlight = nil
+        turnsApart = max(0, turnsApart - 1)
+        advanced(hops.answered(), answers.hops, now)
+        settled(orders.answered(), answers.orders)
+        started(starts.answered(), answers.starts, now)
+        _ = notes.answered()
+        isDue = true
+    }
+
+    private mutating func started(_ waiters: [FlowLane<FlowStart>.Waiter?], _ replies: [FlowStartReply], _ now: Int64) {
         precondition(replies.count == waiters.count, "one answer a request")
         var again: [FlowLane<FlowStart>.Waiter] = []
         for (waiter, reply) in zip(waiters, replies) {
@@ -15,7 +25,6 @@ extension FlowBook {
             }
         }
         starts.putBack(again)
-        isDue = true
     }
 
     private mutating func answer(_ start: FlowStart, _ reply: FlowStartReply) -> FlowStartAnswer {
@@ -61,7 +70,7 @@ extension FlowBook {
         waiter.deniedAt = deniedAt
         waiter.askAt = now + limits.recallAskInterval
         if now >= recalledAt[start.row] ?? .min {
-            if recalledAt.count >= limits.rowsPerStatement { recalledAt.removeAll { $0.value <= now } }
+            if recalledAt.count >= limits.rowsPerTurn { recalledAt.removeAll { $0.value <= now } }
             recalledAt[start.row] = now + limits.recallInterval
             counters.recalls += 1
             actions.append(.recall(start.row))
@@ -69,16 +78,13 @@ extension FlowBook {
         return true
     }
 
-    /// The answers to a statement of hops.
-    public mutating func advanced(_ number: UInt64, _ answers: [FlowHopAnswer], now: Int64) {
-        guard let waiters = hops.answered(number) else { return }
+    private mutating func advanced(_ waiters: [FlowLane<FlowHop>.Waiter?], _ answers: [FlowHopAnswer], _ now: Int64) {
         precondition(answers.count == waiters.count, "one answer a request")
         for (waiter, answer) in zip(waiters, answers) {
             guard let waiter else { continue }
             if waiter.request.isFinish { noteClaim(waiter, answer, now) }
             if let ticket = waiter.ticket { actions.append(.answerHop(ticket, answer)) }
         }
-        isDue = true
     }
 
     private mutating func noteClaim(_ waiter: FlowLane<FlowHop>.Waiter, _ answer: FlowHopAnswer, _ now: Int64) {
@@ -94,9 +100,7 @@ extension FlowBook {
         }
     }
 
-    /// The answers to a statement of settlements and resolutions.
-    public mutating func settled(_ number: UInt64, _ answers: [FlowSettled], now: Int64) {
-        guard let waiters = orders.answered(number) else { return }
+    private mutating func settled(_ waiters: [FlowLane<FlowOrder>.Waiter?], _ answers: [FlowSettled]) {
         precondition(answers.count == waiters.count, "one answer a request")
         for (waiter, answer) in zip(waiters, answers) {
             guard let ticket = waiter?.ticket else { continue }
@@ -109,12 +113,6 @@ extension FlowBook {
             }
             actions.append(.answerOrder(ticket, answer))
         }
-        isDue = true
-    }
-
-    public mutating func noted(_ number: UInt64, now: Int64) {
-        _ = notes.answered(number)
-        isDue = true
     }
 }
 

@@ -5,12 +5,9 @@ public struct FlowTicket: Hashable, Sendable {
 
 /// What the caller is to do for a ``FlowBook``.
 public enum FlowAction: Sendable, Equatable {
-    /// Send one statement; report with the method named alike (`started`, `advanced`, `settled`, `noted`), or with
-    /// `failed`, and the same number.
-    case start(number: UInt64, [FlowStart])
-    case advance(number: UInt64, [FlowHop])
-    case settle(number: UInt64, [FlowOrder])
-    case note(number: UInt64, [FlowNote])
+    /// Carry the turn out in one transaction; report with ``FlowBook/answered(_:_:now:)`` or ``FlowBook/failed(_:now:)``
+    /// and the same number.
+    case turn(number: UInt64, FlowTurn)
     /// Ask the holders of leases to return idle units of the row.
     case recall(QuotaRow)
     /// Tell a waiting request its answer.
@@ -22,9 +19,12 @@ public enum FlowAction: Sendable, Equatable {
 /// The flows of one worker on their way to the store: a state machine without I/O.
 ///
 /// The store's rows are the only state there is of a flow, so that every node can take its next hop; this book gathers
-/// what waits into statements, one of a kind in flight, and sees to it that nothing a request left behind stays.  A claim
-/// is short, so that the flow of a node that dies is soon free, and is renewed until its hop is settled, however long that
-/// takes.
+/// what waits into turns, one in flight, and sees to it that nothing a request left behind stays.  A claim is short, so
+/// that the flow of a node that dies is soon free, and is renewed until its hop is settled, however long that takes.
+///
+/// A turn is one transaction: what flows cost is the wait for the disk at its end and the lock of a hot quota row until
+/// then, so all kinds share them.  One that the store refuses takes all its requests with it; the next ones are then of one
+/// kind each, so that a request that cannot be carried out holds up no other kind.
 /// Everything is idempotent in the store: after a lost answer the same is said again, in order.  A request whose wait
 /// ends while the store may have heard it takes it back: a start is rolled back, a claim is given up.
 ///
@@ -41,7 +41,7 @@ public struct FlowBook {
 
     /// Counts since the book was made.
     public struct Counters: Sendable, Equatable {
-        public var statements = 0
+        public var turns = 0
         public var started = 0
         public var refusedUsedUp = 0
         public var refusedHeld = 0
@@ -87,7 +87,11 @@ public struct FlowBook {
     var renewAt: Int64 = .max
     var recalledAt: [QuotaRow: Int64] = [:]
     var actions: [FlowAction] = []
-    var nextNumber: UInt64 = 1
+    /// The turn in flight, if there is one, and the last one.
+    var inFlight: UInt64?
+    var lastTurn: UInt64 = 0
+    /// How many of the next turns are of one kind each.
+    var turnsApart = 0
     var nextTicket: UInt64 = 1
 
     public init(limits: FlowLimits = FlowLimits()) { self.limits = limits }
@@ -179,34 +183,33 @@ public struct FlowBook {
 
     /// The connection stands (again): what was on its way is said again.
     public mutating func connected(now: Int64) {
-        forgetStatements(now)
+        forgetTurn(retryAt: now)
         link = .ready
         // Nobody renewed them while it was away.
         if !claims.isEmpty { renewAt = now }
         isDue = true
     }
 
-    /// The connection is lost.  Statements on their way may have been heard or not.
+    /// The connection is lost.  A turn on its way may have been heard or not.
     public mutating func disconnected(now: Int64) {
-        forgetStatements(now)
+        forgetTurn(retryAt: now)
         link = .away
         isDue = true
     }
 
-    private mutating func forgetStatements(_ now: Int64) {
-        starts.failed(retryAt: now)
-        hops.failed(retryAt: now)
-        orders.failed(retryAt: now)
-        notes.failed(retryAt: now)
+    private mutating func forgetTurn(retryAt: Int64) {
+        inFlight = nil
+        starts.failed(retryAt: retryAt)
+        hops.failed(retryAt: retryAt)
+        orders.failed(retryAt: retryAt)
+        notes.failed(retryAt: retryAt)
     }
 
-    /// A statement failed although the connection stands: it is sent again.
+    /// A turn failed although the connection stands: it is sent again, each kind by itself.
     public mutating func failed(_ number: UInt64, now: Int64) {
-        let retryAt = now + limits.retryInterval
-        starts.failed(number, retryAt: retryAt)
-        hops.failed(number, retryAt: retryAt)
-        orders.failed(number, retryAt: retryAt)
-        notes.failed(number, retryAt: retryAt)
+        guard inFlight == number else { return }
+        turnsApart = FlowTurn.kinds
+        forgetTurn(retryAt: now + limits.retryInterval)
         isDue = true
     }
 
@@ -217,11 +220,11 @@ public struct FlowBook {
         isDue = false
         endLongWaits(now)
         if now >= renewAt { renewClaims(now) }
-        if link == .ready { sendStatements(now) }
-        let isReady = link == .ready
+        if link == .ready, inFlight == nil { sendTurn(now) }
+        let maySend = link == .ready && inFlight == nil
         let next = min(
-            starts.deadline(isReady: isReady), hops.deadline(isReady: isReady), orders.deadline(isReady: isReady),
-            notes.deadline(isReady: isReady), renewAt)
+            starts.deadline(maySend: maySend), hops.deadline(maySend: maySend), orders.deadline(maySend: maySend),
+            notes.deadline(maySend: maySend), renewAt)
         deadline = next == .max ? nil : next
     }
 
@@ -236,18 +239,22 @@ public struct FlowBook {
         }
     }
 
-    private mutating func sendStatements(_ now: Int64) {
-        let most = limits.rowsPerStatement
-        if let requests = starts.send(nextNumber, at: most, now: now) { emit(.start(number: nextNumber, requests)) }
-        if let requests = hops.send(nextNumber, at: most, now: now) { emit(.advance(number: nextNumber, requests)) }
-        if let requests = orders.send(nextNumber, at: most, now: now) { emit(.settle(number: nextNumber, requests)) }
-        if let requests = notes.send(nextNumber, at: most, now: now) { emit(.note(number: nextNumber, requests)) }
-    }
-
-    private mutating func emit(_ action: FlowAction) {
-        actions.append(action)
-        nextNumber += 1
-        counters.statements += 1
+    /// Everything that waits; where kinds go apart, the next one that waits.
+    private mutating func sendTurn(_ now: Int64) {
+        var turn = FlowTurn()
+        for kind in turnsApart..<turnsApart + FlowTurn.kinds where turnsApart == 0 || turn.isEmpty {
+            switch kind % FlowTurn.kinds {
+            case 0: turn.hops = hops.send(at: limits.rowsPerTurn, now: now)
+            case 1: turn.orders = orders.send(at: limits.rowsPerTurn, now: now)
+            case 2: turn.starts = starts.send(at: limits.rowsPerTurn, now: now)
+            default: turn.notes = notes.send(at: limits.rowsPerTurn, now: now)
+            }
+        }
+        guard !turn.isEmpty else { return }
+        lastTurn += 1
+        inFlight = lastTurn
+        counters.turns += 1
+        actions.append(.turn(number: lastTurn, turn))
     }
 
     private mutating func endLongWaits(_ now: Int64) {

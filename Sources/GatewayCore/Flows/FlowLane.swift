@@ -1,5 +1,4 @@
-/// Requests of one kind on their way to the store, in order of arrival: at most one statement is in flight, what waits
-/// goes with the next one.
+/// Requests of one kind on their way to the store, in order of arrival: what waits goes with the next turn.
 struct FlowLane<Request: FlowRequest> {
     struct Waiter {
         /// nil: nobody waits for the answer.
@@ -16,14 +15,14 @@ struct FlowLane<Request: FlowRequest> {
     }
 
     private(set) var waiting: [Waiter] = []
-    /// Those given up meanwhile are nil.
-    private var inFlight: (number: UInt64, waiters: [Waiter?])?
+    /// What the turn in flight asks; those given up meanwhile are nil.
+    private var inFlight: [Waiter?] = []
     private var notBefore: Int64 = .min
     /// No waiter is given up before.
     private var firstEnd: Int64 = .max
     private(set) var count = 0
 
-    var isEmpty: Bool { count == 0 && inFlight == nil }
+    var isEmpty: Bool { count == 0 && inFlight.isEmpty }
 
     mutating func add(_ waiter: Waiter) {
         waiting.append(waiter)
@@ -31,10 +30,11 @@ struct FlowLane<Request: FlowRequest> {
         firstEnd = min(firstEnd, waiter.until)
     }
 
-    /// What the next statement asks; nil: nothing now.  Of one flow only the first request goes, the next one may
-    /// depend on its answer.
-    mutating func send(_ number: UInt64, at most: Int, now: Int64) -> [Request]? {
-        guard inFlight == nil, now >= notBefore, !waiting.isEmpty else { return nil }
+    /// What the next turn asks; empty: nothing now.  Of one flow only the first request goes, the next one may depend on
+    /// its answer.
+    mutating func send(at most: Int, now: Int64) -> [Request] {
+        precondition(inFlight.isEmpty, "one turn at a time")
+        guard now >= notBefore, !waiting.isEmpty else { return [] }
         var chosen: [Waiter] = []
         var flows: Set<ReservationID> = []
         var kept: [Waiter] = []
@@ -50,18 +50,16 @@ struct FlowLane<Request: FlowRequest> {
                 kept.append(waiting[index])
             }
         }
-        guard !chosen.isEmpty else { return nil }
         waiting = kept
-        inFlight = (number, chosen)
+        inFlight = chosen
         return chosen.map(\.request)
     }
 
-    /// The statement was answered; nil: it is not the one in flight.
-    mutating func answered(_ number: UInt64) -> [Waiter?]? {
-        guard let statement = inFlight, statement.number == number else { return nil }
-        inFlight = nil
-        count -= statement.waiters.lazy.filter { $0 != nil }.count
-        return statement.waiters
+    /// The turn was answered: those who asked, in the order of their answers.
+    mutating func answered() -> [Waiter?] {
+        defer { inFlight = [] }
+        count -= inFlight.lazy.filter { $0 != nil }.count
+        return inFlight
     }
 
     /// These have to be asked again, before those that came later.
@@ -71,11 +69,10 @@ struct FlowLane<Request: FlowRequest> {
         for waiter in waiters { firstEnd = min(firstEnd, waiter.until) }
     }
 
-    /// The statement failed, or its connection: whether it had an effect shows when it is said again.
-    mutating func failed(_ number: UInt64? = nil, retryAt: Int64) {
-        guard let statement = inFlight, number == nil || statement.number == number else { return }
-        _ = answered(statement.number)
-        putBack(statement.waiters.compactMap { $0 })
+    /// The turn failed, or its connection: whether it had an effect shows when it is said again.
+    mutating func failed(retryAt: Int64) {
+        guard !inFlight.isEmpty else { return }
+        putBack(answered().compactMap { $0 })
         notBefore = retryAt
     }
 
@@ -84,17 +81,14 @@ struct FlowLane<Request: FlowRequest> {
         guard now >= firstEnd else { return [] }
         var gone: [Waiter] = []
         firstEnd = .max
-        if var statement = inFlight {
-            for index in statement.waiters.indices {
-                guard let waiter = statement.waiters[index] else { continue }
-                if waiter.until <= now {
-                    gone.append(waiter)
-                    statement.waiters[index] = nil
-                } else {
-                    firstEnd = min(firstEnd, waiter.until)
-                }
+        for index in inFlight.indices {
+            guard let waiter = inFlight[index] else { continue }
+            if waiter.until <= now {
+                gone.append(waiter)
+                inFlight[index] = nil
+            } else {
+                firstEnd = min(firstEnd, waiter.until)
             }
-            inFlight = statement
         }
         waiting.removeAll { waiter in
             if waiter.until <= now {
@@ -109,8 +103,10 @@ struct FlowLane<Request: FlowRequest> {
     }
 
     /// When there is something to do next.
-    func deadline(isReady: Bool) -> Int64 {
-        guard isReady, inFlight == nil, !waiting.isEmpty else { return firstEnd }
+    ///
+    /// - Parameter maySend: the store is there and no turn is in flight.
+    func deadline(maySend: Bool) -> Int64 {
+        guard maySend, !waiting.isEmpty else { return firstEnd }
         return min(firstEnd, max(notBefore, waiting.lazy.map(\.askAt).min() ?? .min))
     }
 }

@@ -16,12 +16,12 @@ public struct FlowLimits: Sendable, Equatable {
     public var recallInterval: Int64 = 50_000
     /// How often the claims of hops on their way are renewed.
     public var renewInterval = Limits.flowClaimRenewal.wholeMicroseconds
-    /// Pause after a statement that the store refused.
+    /// Pause after a turn that the store refused.
     public var retryInterval: Int64 = 50_000
     /// Requests of one kind that may wait at once.
     public var waitingMax = 16_384
-    /// Flows of one statement.
-    public var rowsPerStatement = 256
+    /// Requests of one kind in a turn.
+    public var rowsPerTurn = 256
     /// Units one flow may hold; what wants more is refused as unavailable, so that sums cannot overflow.
     public var unitsMax: Int64 = 1_000_000_000_000
     /// Retry-After in seconds: of an outage, where units or places may come back at any moment, and of units that are

@@ -46,7 +46,7 @@ import Testing
         var fixture = FlowFixture()
         var store = fixture.store(10)
         let desk = FlowDesk(store)
-        // They wait behind a statement that is in flight, so they share the next one.
+        // They wait behind a turn that is in flight, so they share the next one.
         let blocker = desk.outbox.count
         desk.start(fixture.start(units: 1))
         let tickets = [4, 4, 4, 1, 1].map { desk.start(fixture.start(units: $0))! }
@@ -55,7 +55,7 @@ import Testing
         let started = tickets.map { desk.starts[$0]!.flow != nil }
         #expect(started == [true, true, false, true, false])
         #expect(store.quotas[fixture.row]!.held == 10)
-        #expect(desk.book.counters.statements == 2)
+        #expect(desk.book.counters.turns == 2)
     }
 
     @Test func aKeyHasNoMoreFlowsOpenThanItMay() throws {
@@ -111,7 +111,7 @@ import Testing
         }
         desk.talk(to: &store)
         guard case .held(1, _) = desk.starts[ticket] else { Issue.record("\(desk.starts)"); return }
-        #expect(desk.recalls.count <= 3 && desk.book.counters.statements <= 12)
+        #expect(desk.recalls.count <= 3 && desk.book.counters.turns <= 12)
     }
 
     @Test func aDueResetHappensBeforeAStartIsRefused() throws {
@@ -247,7 +247,7 @@ import Testing
         #expect(desk.book.settle(settlements[2], now: desk.now) == .answered(.pending(settlements[2])))
     }
 
-    @Test func aStatementTakesOneRequestOfAFlow() throws {
+    @Test func aTurnTakesOneRequestOfAFlow() throws {
         var fixture = FlowFixture()
         var store = fixture.store(10)
         let desk = FlowDesk(store)
@@ -260,13 +260,72 @@ import Testing
         #expect(desk.hops[first]?.flow != nil && desk.hops[second] == .finishing)
     }
 
-    @Test func manyWaitersShareFewStatements() throws {
+    @Test func manyWaitersShareFewTurns() throws {
         var fixture = FlowFixture()
         var store = fixture.store(1_000)
         let desk = FlowDesk(store)
         let tickets = (0..<600).map { index in desk.start(fixture.start(key: KeyID(UUIDBits(high: UInt64(index), low: 1))))! }
         desk.talk(to: &store)
         #expect(tickets.allSatisfy { desk.starts[$0]?.flow != nil })
-        #expect(desk.book.counters.statements == 4 && desk.book.isIdle)
+        #expect(desk.book.counters.turns == 4 && desk.book.isIdle)
+    }
+
+    @Test func allKindsShareATurn() throws {
+        var fixture = FlowFixture()
+        var store = fixture.store(10)
+        let desk = FlowDesk(store)
+        let (stepped, claimed) = (fixture.start(), fixture.start())
+        _ = desk.start(stepped, at: &store)
+        let open = try #require(desk.start(claimed, at: &store)?.flow)
+        let finish = fixture.finish(claimed.id)
+        _ = desk.take(finish, at: &store)
+        let before = desk.book.counters.turns
+        // They wait behind a turn that is in flight.
+        desk.start(fixture.start())
+        let step = desk.take(fixture.step(0, of: stepped.id, key: "k"))!
+        desk.book.note(FlowNote(id: stepped.id, key: StepKey("k".utf8)!, status: 200), now: desk.now)
+        let settled = desk.settle(fixture.settlement(.commit, of: open, by: finish.requestID))!
+        let started = desk.start(fixture.start())!
+        desk.deliver(desk.outbox.removeFirst(), to: &store)
+        guard case .turn(_, let turn) = desk.outbox[0] else { Issue.record("\(desk.outbox)"); return }
+        #expect([turn.hops.count, turn.orders.count, turn.starts.count, turn.notes.count] == [1, 1, 1, 1])
+        desk.talk(to: &store)
+        #expect(desk.hops[step]?.flow?.hops == 2 && desk.starts[started]?.flow != nil)
+        #expect(desk.orders[settled] == .ended(.committed(units: 1)))
+        #expect(store.reservations[stepped.id]?.steps.values.first?.status == 200)
+        #expect(desk.book.counters.turns == before + 2 && desk.book.isIdle)
+    }
+
+    /// The store refuses every turn that starts a flow: everything else goes on.
+    @Test func aKindThatIsRefusedHoldsUpNoOther() throws {
+        var fixture = FlowFixture()
+        var store = fixture.store(100)
+        let desk = FlowDesk(store)
+        let opens = try (0..<20).map { _ in try #require(desk.start(fixture.start(), at: &store)?.flow) }
+        desk.start(fixture.start(key: KeyID(UUIDBits(high: 2, low: 2))))
+        let steps = opens.prefix(10).map { desk.take(fixture.step(0, of: $0.id))! }
+        let orders = opens.suffix(10).map { desk.settle(fixture.settlement(.rollback, of: $0, by: fixture.request()))! }
+        var refused = 0
+        for _ in 0..<30 where desk.book.waiting > 1 {
+            while !desk.outbox.isEmpty {
+                let action = desk.outbox.removeFirst()
+                if case .turn(let number, let turn) = action, !turn.starts.isEmpty {
+                    refused += 1
+                    desk.book.failed(number, now: desk.now)
+                    desk.wait(0)
+                } else {
+                    desk.deliver(action, to: &store)
+                }
+            }
+            // Everybody waits for some answer all the time.
+            desk.wait(desk.book.limits.retryInterval / 2)
+        }
+        #expect(refused > 0 && steps.allSatisfy { desk.hops[$0]?.flow != nil })
+        #expect(orders.allSatisfy { desk.orders[$0] == .ended(.rolledBack) })
+        #expect(desk.book.waiting == 1)
+        // The refusals were the start's alone, and what it may have left behind is taken back.
+        desk.wait(2_000_000)
+        desk.talk(to: &store)
+        #expect(desk.book.isIdle && desk.book.counters.undone == 1 && store.defect() == nil)
     }
 }

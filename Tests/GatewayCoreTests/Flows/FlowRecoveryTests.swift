@@ -141,18 +141,18 @@ import Testing
         #expect(desk.hops[ticket]?.flow?.hops == 2)
     }
 
-    @Test func aStatementThatFailedIsSentAgainInOrder() throws {
+    @Test func aTurnThatFailedIsSentAgainInOrder() throws {
         var fixture = FlowFixture(units: 4)
         var store = fixture.store(10)
         let desk = FlowDesk(store)
         let tickets = (0..<3).map { _ in desk.start(fixture.start())! }
-        guard case .start(let number, let sent) = desk.outbox.removeFirst() else { Issue.record("no start"); return }
+        guard case .turn(let number, let sent) = desk.outbox.removeFirst() else { Issue.record("no start"); return }
         desk.book.failed(number, now: desk.now)
         desk.wait(0)
         #expect(desk.outbox.isEmpty)
         desk.wait(50_000)
-        guard case .start(_, let again) = desk.outbox.first else { Issue.record("not again"); return }
-        #expect(again.count == 3 && again.first == sent.first)
+        guard case .turn(_, let again) = desk.outbox.first else { Issue.record("not again"); return }
+        #expect(again.starts.count == 3 && again.starts.first == sent.starts.first)
         desk.talk(to: &store)
         #expect(tickets.map { desk.starts[$0]?.flow != nil } == [true, true, false])
     }
@@ -306,11 +306,14 @@ import Testing
         #expect(desk.settle(fixture.settlement(.commit, of: open, by: hop), at: &store) == .ended(.committed(units: 1)))
     }
 
+    /// It was on its way when the connection broke, and the server carries it out late.
     @Test(arguments: [FlowVerdict.reopen, .commit]) func aRenewalThatLandsAfterTheSettlementTakesNoEffect(_ verdict: FlowVerdict) throws {
         var fixture = FlowFixture()
         var (store, desk, open, hop) = try claimed(&fixture)
         desk.wait(15_000_000)
         let straggler = desk.outbox.removeFirst()
+        desk.loseConnection()
+        desk.connect()
         _ = desk.settle(fixture.settlement(verdict, of: open, by: hop), at: &store)
         desk.deliver(straggler, to: &store)
         #expect(store.reservations[open.id]?.finishingHop == nil && desk.book.claims.isEmpty && desk.book.counters.claimsLost == 0)
@@ -319,19 +322,25 @@ import Testing
         #expect(store.defect() == nil)
     }
 
-    /// The finish failed, its settlement overtook a renewal, and the flow went on over another node.
-    @Test(arguments: [true, false]) func aRenewalThatIsHeardAfterTheFlowWentOnClaimsNothingAnew(_ isInFlight: Bool) throws {
+    /// The finish failed, its settlement overtook a renewal, on another connection or while it waited to be said again, and
+    /// the flow went on over another node.
+    @Test(arguments: [true, false]) func aRenewalThatIsHeardAfterTheFlowWentOnClaimsNothingAnew(_ isOfADeadConnection: Bool) throws {
         var fixture = FlowFixture()
         var (store, desk, open, hop) = try claimed(&fixture)
         let other = FlowDesk(store)
         desk.wait(15_000_000)
         let straggler = desk.outbox.removeFirst()
-        guard case .advance(let number, let renewals) = straggler else { Issue.record("no renewal"); return }
-        #expect(renewals.map(\.requestID) == [hop])
-        if !isInFlight { desk.book.failed(number, now: desk.now) }
+        guard case .turn(let number, let renewal) = straggler else { Issue.record("no renewal"); return }
+        #expect(renewal.hops.map(\.requestID) == [hop])
+        if isOfADeadConnection {
+            desk.loseConnection()
+            desk.connect()
+        } else {
+            desk.book.failed(number, now: desk.now)
+        }
         #expect(desk.settle(fixture.settlement(.reopen, of: open, by: hop), at: &store) == .open)
         #expect(other.take(fixture.step(0, of: open.id), at: &store)?.flow?.hops == 3)
-        if isInFlight {
+        if isOfADeadConnection {
             desk.deliver(straggler, to: &store)
         } else {
             desk.wait(50_000)

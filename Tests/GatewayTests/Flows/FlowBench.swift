@@ -26,13 +26,13 @@ import Testing
         let backendCPU = backends.reduce(0) { $0 + Self.cpu(of: $1) } - backendBefore
         let sorted = runs.sorted()
         func quantile(_ q: Double) -> String { String(format: "%.1f ms", sorted[Int(Double(sorted.count - 1) * q)] * 1_000) }
-        var statements = 0
-        for node in nodes { statements += try await node.counters().statements }
+        var turns = 0
+        for node in nodes { turns += try await node.counters().turns }
         print(
             "flows: \(keepers) keepers x \(concurrency) open: \(Int(Double(runs.count) / Self.seconds!)) pairs/s, p50 \(quantile(0.5)), "
                 + "p99 \(quantile(0.99)), \(String(format: "%.0f", cpu / Double(runs.count) * 1e6)) us of this process and "
                 + "\(String(format: "%.0f", backendCPU / Double(runs.count) * 1e6)) us of PostgreSQL a pair, "
-                + String(format: "%.1f flows a statement", 3 * Double(runs.count) / Double(statements)))
+                + String(format: "%.1f requests a turn", 3 * Double(runs.count) / Double(turns)))
         #expect(try await database.psql("SELECT held_request FROM pandora.environment_service")[0] == "0")
         for node in nodes { try await node.close() }
     }

@@ -1,0 +1,99 @@
+import GatewayCore
+import GatewayStore
+import NIOCore
+import Postgres
+import QuotaModel
+import Reactor
+import TestKit
+import Testing
+
+@Suite struct FlowTurnTests {
+    /// Every turn takes flows and quota rows of both environments, in any order, while periods turn: a deadlock would be a
+    /// failure of one of them.
+    @Test func turnsOfSeveralNodesNeverLockEachOtherOut() async throws {
+        let database = try await TestDatabase.withQuota(1_000_000)
+        try await database.psql(
+            """
+            SET search_path = pandora;
+            UPDATE project_service SET max_request = NULL;
+            INSERT INTO environment (project_id, name) VALUES (1, 'f');
+            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 1000000);
+            """)
+        let reactor = try Reactor.start(name: "turns")
+        // Those started last, which everybody takes steps of and ends.
+        let known = Locked<[ReservationID]>([])
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for node in 0..<4 {
+                let configuration = try PostgresConfiguration(url: database.url)
+                group.addTask {
+                    let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
+                    let store = FlowStore(client, reactor)
+                    var maker = TurnMaker(node: node)
+                    for _ in 0..<100 {
+                        let turn = maker.next(known.withLock { $0 })
+                        _ = try await store.take(turn)
+                        known.withLock { $0 = Array(($0 + turn.starts.map(\.id)).suffix(24)) }
+                    }
+                    await client.shutdown()
+                }
+            }
+            group.addTask {
+                let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+                for _ in 0..<40 {
+                    try await client.script("UPDATE pandora.project_service SET next_reset = clock_timestamp() + interval '2 ms'")
+                    try await client.script("SELECT pg_sleep(0.003)")
+                    try await client.script("SELECT pandora.reset_next_due(), pandora.flow_expire(100, '0 s')")
+                }
+                await client.shutdown()
+            }
+            try await group.waitForAll()
+        }
+        reactor.stop()
+        #expect(try await database.psql("SELECT count(*) > 0 FROM pandora.quota_ledger WHERE kind = 'flow'") == ["t"])
+        #expect(try await database.psql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == ["0"])
+    }
+}
+
+private struct TurnMaker {
+    var random: SeededRandom
+    private let node: UInt64
+    private var last: UInt64 = 0
+    private let flow = Flow(name: "f", start: "a", steps: ["b"], finish: "d", units: 1, timeMax: .seconds(3_000), hops: 999, open: 999)
+
+    init(node: Int) { (random, self.node) = (SeededRandom(seed: UInt64(node) + 1), UInt64(node)) }
+
+    mutating func next(_ known: [ReservationID]) -> FlowTurn {
+        var turn = FlowTurn()
+        let chosen = known.shuffled(using: &random)
+        for id in chosen.prefix(6) {
+            let key = StepKey("k".utf8)!
+            turn.hops.append(
+                FlowHop(stepOf: flow, index: 0, id: id, requestID: request(), environmentID: environment(of: id), key: key))
+            turn.notes.append(FlowNote(id: id, key: key, status: 200))
+        }
+        for id in chosen.dropFirst(4).prefix(6) {
+            let row = QuotaRow(environmentID: environment(of: id), serviceID: 1)
+            let action: FlowSettlement.Action = random.chance(2) ? .commit(units: 1) : .reopen(timeToLive: 300_000_000)
+            turn.orders.append(
+                random.chance(2)
+                    ? .resolve(FlowResolution(id: id, environmentID: nil, commits: true))
+                    : .settle(FlowSettlement(id: id, hop: request(), row: row, period: 0, action: action)))
+        }
+        for _ in 0..<4 { turn.starts.append(start()) }
+        return turn
+    }
+
+    private func environment(of id: ReservationID) -> Int64 { Int64(id.uuid.high % 2) + 1 }
+
+    private mutating func request() -> RequestID {
+        last += 1
+        return RequestID(UUIDBits(high: node << 32 + last, low: 5))
+    }
+
+    private mutating func start() -> FlowStart {
+        let id = ReservationID(UUIDBits(high: random.next() << 1 | random.next() % 2, low: 1))
+        let row = QuotaRow(environmentID: environment(of: id), serviceID: 1)
+        let key = KeyID(UUIDBits(high: UInt64(row.environmentID), low: 1))
+        return FlowStart(flow, id: id, requestID: request(), keyID: key, row: row)
+    }
+}
