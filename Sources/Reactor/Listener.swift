@@ -27,7 +27,8 @@ public final class Listener: EventSink {
 
     /// The bound address, with the port that the kernel chose where 0 was asked for.
     public let localAddress: SocketAddress
-    /// Asked before each accept: false leaves connections in the kernel's queue until `resumeAccepting()`.
+    /// Asked before each look at the kernel's queue, also where nothing waits there: takes no place yet. False leaves
+    /// connections in the queue until `resumeAccepting()`.
     public var mayAccept: (() -> Bool)?
     public private(set) var accepted = 0
 

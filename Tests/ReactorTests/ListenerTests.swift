@@ -53,12 +53,11 @@ import Testing
         try await withReactor { reactor in
             let room = Confined(2)
             let listener = try await reactor.run {
-                let listener = try reactor.listen(on: Self.address(0)) { $0.closeFuture.whenComplete { _ in room.value += 1 } }
-                listener.mayAccept = {
-                    guard room.value > 0 else { return false }
+                let listener = try reactor.listen(on: Self.address(0)) { channel in
                     room.value -= 1
-                    return true
+                    channel.closeFuture.whenComplete { _ in room.value += 1 }
                 }
+                listener.mayAccept = { room.value > 0 }
                 return Confined(listener)
             }
             let peers = try (0..<5).map { _ in try Peer(port: listener.value.localAddress.port!) }
