@@ -10,7 +10,7 @@ import TestKit
 /// The server goes away, hangs, refuses or is the wrong one.
 @Suite struct FailureTests {
     private static let one = Statement(name: "one", sql: "SELECT 1")
-    private static let sleep = Statement(name: "sleep", sql: "SELECT pg_sleep(30)")
+    private static let sleep = Statement(name: "sleep", sql: "SELECT pg_sleep(600)")
 
     /// A cluster of one's own, to be ill-treated.
     private func withCluster(
@@ -28,13 +28,13 @@ import TestKit
     func aKilledServerIsNoticedAndFoundAgain(_ role: PostgresClient.Role) async throws {
         try await withCluster { cluster in
             try await withReactor { reactor in
-                let client = try await PostgresClient.connect(try .init(url: cluster.url()), role: role, on: reactor)
+                let client = try await PostgresClient.connect(try patient(cluster.url()), role: role, on: reactor)
                 let states = Locked<[String]>([])
                 try await client.onLoop { client in
                     client.onStateChange = { state in states.withLock { $0.append("\(state)".prefix(4).description) } }
                 }
                 #expect(try await client.query(Self.one)[0].int32(0) == Int32(1))
-                async let pending = postgresError { try await client.query(Self.sleep, deadline: .seconds(20)) }
+                async let pending = postgresError { try await client.query(Self.sleep, deadline: .seconds(300)) }
                 try await eventually("the statement is under way") { try await client.onLoop { $0.waiting } == 1 }
                 try await offTheCooperativePool { try cluster.kill() }
                 let error = try await pending
@@ -45,11 +45,11 @@ import TestKit
                 guard case .failure(let reason) = refused else { Issue.record("no server, yet an answer"); return }
                 #expect(reason.kind == .unavailable && !reason.mayHaveTakenEffect, "\(reason)")
                 try await offTheCooperativePool { try cluster.start() }
-                try await client.ready(within: .seconds(20))
+                try await client.ready(within: .seconds(120))
                 // The statement that the old connection knew is prepared anew.
                 #expect(try await client.query(Self.one)[0].int32(0) == Int32(1))
                 try await offTheCooperativePool { try cluster.restart() }
-                try await client.ready(within: .seconds(20))
+                try await client.ready(within: .seconds(120))
                 try await eventually("an answer after the restart") { (try? await client.query(Self.one)) != nil }
                 #expect(states.withLock { $0.first } == "lost" && states.withLock { $0.last } == "read")
                 await client.shutdown()
@@ -83,7 +83,7 @@ import TestKit
             defer { kill(pid, SIGCONT) }
             let errors: [PostgresError] = await client.calling { client, done in
                 let errors = Locked<[PostgresError]>([])
-                for deadline in [TimeAmount.milliseconds(200), .seconds(20)] {
+                for deadline in [TimeAmount.milliseconds(200), .seconds(120)] {
                     client.execute(Self.one, deadline: deadline) { result in
                         guard case .failure(let error) = result else { Issue.record("a stopped server answered"); return }
                         errors.withLock { $0.append(error) }

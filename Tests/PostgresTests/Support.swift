@@ -6,6 +6,13 @@ import TestKit
 
 @testable import Postgres
 
+/// Waits far longer than a loaded machine takes.
+func patient(_ url: String) throws -> PostgresConfiguration {
+    var configuration = try PostgresConfiguration(url: url)
+    (configuration.connectTimeout, configuration.statementDeadline) = (.seconds(30), .seconds(60))
+    return configuration
+}
+
 /// A reactor and a client of a database of its own.
 func withClient<Value>(
     role: PostgresClient.Role = .session, _ adjust: (inout PostgresConfiguration) -> Void = { _ in },
@@ -13,9 +20,7 @@ func withClient<Value>(
 ) async throws -> Value {
     let database = try await TestDatabase.create()
     return try await withReactor { reactor in
-        var configuration = try PostgresConfiguration(url: database.url)
-        // Far longer than a loaded machine takes.
-        (configuration.connectTimeout, configuration.statementDeadline) = (.seconds(30), .seconds(60))
+        var configuration = try patient(database.url)
         adjust(&configuration)
         let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
         do {

@@ -29,7 +29,7 @@ import Testing
 
     private func curl(_ language: Language, _ folder: TemporaryFolder, _ arguments: [String]) async throws -> Command.Outcome {
         let trust = language.usesTLS ? ["--cacert", folder.file("certificate.pem")] : []
-        return try await Command.run("/usr/bin/curl", ["-sS", "--max-time", "120", language.curl] + trust + arguments)
+        return try await Command.run("/usr/bin/curl", ["-sS", "--max-time", "500", language.curl] + trust + arguments)
     }
 
     @Test(arguments: Language.allCases) func curlIsAnswered(_ language: Language) async throws {

@@ -38,7 +38,7 @@ import Testing
     @Test func aThousandUnitsAreExactlyAThousandFlowsOverThreeNodes() async throws {
         let database = try await TestDatabase.withQuota(1_000)
         var nodes: [FlowNode] = []
-        for _ in 0..<3 { nodes.append(try await FlowNode(database, limits: patient)) }
+        for _ in 0..<3 { nodes.append(try await FlowNode(database)) }
         let ends = try await withThrowingTaskGroup(of: [Result<FlowSettled, FlowNode.Refused>].self) { group in
             for (index, node) in nodes.enumerated() { group.addTask { try await node.runMany(index == 0 ? 1_666 : 1_667) } }
             return try await group.reduce(into: []) { $0 += $1 }
@@ -63,7 +63,7 @@ import Testing
         let database = try await TestDatabase.withQuota(1_000)
         let flow = FlowNode.flow(open: 10)
         var nodes: [FlowNode] = []
-        for _ in 0..<3 { nodes.append(try await FlowNode(database, flow: flow, limits: patient)) }
+        for _ in 0..<3 { nodes.append(try await FlowNode(database, flow: flow)) }
         let answers = try await withThrowingTaskGroup(of: [FlowStartAnswer].self) { group in
             for node in nodes { group.addTask { try await node.startMany(20) } }
             return try await group.reduce(into: []) { $0 += $1 }
@@ -84,7 +84,7 @@ import Testing
     @Test func ofManyFinishesOverThreeNodesOneIsCharged() async throws {
         let database = try await TestDatabase.withQuota(1_000)
         var nodes: [FlowNode] = []
-        for _ in 0..<3 { nodes.append(try await FlowNode(database, limits: patient)) }
+        for _ in 0..<3 { nodes.append(try await FlowNode(database)) }
         let ids = try await nodes[0].startMany(10).compactMap { $0.flow?.id }
         #expect(ids.count == 10)
         let ends = try await withThrowingTaskGroup(of: (FlowHopAnswer, FlowSettled?).self) { group in
@@ -102,7 +102,7 @@ import Testing
 
     @Test func anExpiryAndAClaimNeverBothWin() async throws {
         let database = try await TestDatabase.withQuota(1_000)
-        let node = try await FlowNode(database, limits: patient)
+        let node = try await FlowNode(database)
         let ids = try await node.startMany(40).compactMap { $0.flow?.id }
         try await database.psql("UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s'")
         async let swept: Void = {
@@ -140,7 +140,7 @@ import Testing
     /// However long the route lets a finish take, a gateway that is killed amid it holds the flow for its claim's time at most.
     @Test func aClaimLivesAsLongAsItsNodeAndNoLonger() async throws {
         let database = try await TestDatabase.withQuota(10)
-        var limits = FlowLimits()
+        var limits = FlowLimits.patient
         limits.renewInterval = 20_000
         let node = try await FlowNode(database, flow: FlowNode.flow(units: 4), limits: limits)
         let open = try #require(try await node.start().flow)
@@ -262,18 +262,22 @@ import Testing
 
     @Test func idleLeasesOfOthersServeAFlow() async throws {
         let database = try await TestDatabase.withQuota(100)
-        let holder = try await KeeperNode(database)
+        let holder = try await KeeperNode(database, limits: .hoarding)
         let want = QuotaWant(environmentID: 1, serviceID: 1, units: 1, limited: true, outage: .deny)
         let hold = try #require(try await holder.admit(1, want)[0].hold)
-        let node = try await FlowNode(database, flow: FlowNode.flow(units: 99))
+        let flow = FlowNode.flow(units: 99)
+        var limits = FlowLimits.patient
+        limits.recallWait = 120_000_000
+        let (node, late) = (try await FlowNode(database, flow: flow, limits: limits), try await FlowNode(database, flow: flow))
         // The holder took more than it needs; it gives that back when it hears of the other's wait.
         let open = try #require(try await node.start().flow)
-        guard case .held(1, _) = try await node.start() else { Issue.record("not held"); return }
+        guard case .held(1, _) = try await late.start() else { Issue.record("not held"); return }
         #expect(try await node.counters().recalls > 0)
         #expect(try await node.finish(open.id).1 == .ended(.committed(units: 99)))
         try await holder.settle([hold], charge: 1, booking: database)
         try await holder.close()
         try await node.close()
+        try await late.close()
         #expect(try await database.numbers() == "100|0|0|100")
     }
 
@@ -287,7 +291,7 @@ import Testing
             INSERT INTO environment_service (environment_id, service_id, max_request) SELECT 1, i, 100000 FROM generate_series(2, 9) i;
             """)
         var nodes: [FlowNode] = []
-        for _ in 0..<3 { nodes.append(try await FlowNode(database, limits: patient)) }
+        for _ in 0..<3 { nodes.append(try await FlowNode(database)) }
         try await withThrowingTaskGroup(of: Void.self) { group in
             for node in nodes {
                 group.addTask {
@@ -316,14 +320,5 @@ import Testing
             #expect(try await node.refusals() == [])
             try await node.close()
         }
-    }
-
-    /// On a busy machine a start may wait longer than clients like.
-    var patient: FlowLimits {
-        var limits = FlowLimits()
-        limits.waitMax = 60_000_000
-        limits.settleMax = 60_000_000
-        limits.answerMax = 60_000_000
-        return limits
     }
 }

@@ -17,7 +17,7 @@ final class FlowNode: @unchecked Sendable {
     private var ids = RequestIDs()
     private(set) var errors: [PostgresError] = []
 
-    init(_ database: TestDatabase, flow: Flow = FlowNode.flow(), limits: FlowLimits = FlowLimits()) async throws {
+    init(_ database: TestDatabase, flow: Flow = FlowNode.flow(), limits: FlowLimits = .patient) async throws {
         self.flow = flow
         reactor = try Reactor.start(name: "flows")
         client = PostgresClient(try PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
@@ -185,7 +185,7 @@ final class FlowNode: @unchecked Sendable {
     func isReady() async throws -> Bool { try await reactor.submit { [client] in client.isReady }.get() }
 
     func close() async throws {
-        _ = try await close(within: .seconds(10))
+        _ = try await close(within: .seconds(120))
         await die()
     }
 
@@ -198,6 +198,15 @@ final class FlowNode: @unchecked Sendable {
     func die() async {
         await client.shutdown()
         reactor.stop()
+    }
+}
+
+extension FlowLimits {
+    /// A loaded machine is no outage: requests wait for the store as long as it takes.
+    static var patient: FlowLimits {
+        var limits = FlowLimits()
+        (limits.waitMax, limits.settleMax, limits.answerMax) = (120_000_000, 120_000_000, 120_000_000)
+        return limits
     }
 }
 

@@ -24,14 +24,14 @@ import Testing
 
     /// Nothing waits longer than this for a store that is away.
     var quick: FlowLimits {
-        var limits = FlowLimits()
+        var limits = FlowLimits.patient
         limits.settleMax = 200_000
         return limits
     }
 
     @Test func withoutTheStoreNothingStartsAndNothingIsLost() async throws {
         let database = try await TestDatabase.withQuota(10)
-        let node = try await FlowNode(database, limits: quick)
+        let node = try await FlowNode(database)
         let open = try #require(try await node.start().flow)
         try await stop(database)
         try await eventually("the node notices") { try await !node.isReady() }
@@ -65,7 +65,11 @@ import Testing
         try await eventually("the node is back") { try await node.isReady() }
         _ = try await node.settle(settlement)
         #expect(try await database.flowNumbers() == numbers)
-        if verdict == .reopen { #expect(try await node.finish(open.id).1 == .ended(.committed(units: 4))) }
+        if verdict == .reopen {
+            let other = try await FlowNode(database, flow: node.flow)
+            #expect(try await other.finish(open.id).1 == .ended(.committed(units: 4)))
+            try await other.close()
+        }
         try await shipping.end()
         try await node.close()
     }
@@ -134,7 +138,7 @@ import Testing
     }
 
     @Test func theEndGivesTheSpoolWhatStillWaitsForTheStore() async throws {
-        var limits = FlowLimits()
+        var limits = FlowLimits.patient
         limits.settleMax = 600_000_000
         let (node, settlement, answers) = try await cutOff(TestDatabase.withQuota(10), limits)
         let lost = try await node.ask { (_, keeper, done: @escaping (Int) -> Void) in
@@ -147,9 +151,8 @@ import Testing
 
     @Test func aStartThatGaveUpBehindALockLeavesNothing() async throws {
         let database = try await TestDatabase.withQuota(10)
-        var limits = FlowLimits()
+        var limits = FlowLimits.patient
         limits.waitMax = 100_000
-        limits.answerMax = 60_000_000
         let node = try await FlowNode(database, limits: limits)
         let reactor = try Reactor.start(name: "locker")
         let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
@@ -169,9 +172,8 @@ import Testing
 
     @Test func aClaimThatGaveUpBehindALockOpensTheFlowAgain() async throws {
         let database = try await TestDatabase.withQuota(10)
-        var limits = FlowLimits()
+        var limits = FlowLimits.patient
         limits.waitMax = 100_000
-        limits.answerMax = 60_000_000
         let (node, other) = (try await FlowNode(database, limits: limits), try await FlowNode(database))
         let open = try #require(try await other.start().flow)
         let reactor = try Reactor.start(name: "locker")
@@ -193,10 +195,7 @@ import Testing
 
     @Test func whatWasOnItsWayIsSaidAgainOverANewConnection() async throws {
         let database = try await TestDatabase.withQuota(10)
-        var limits = FlowLimits()
-        // Nobody gives the connection up but this test.
-        (limits.waitMax, limits.answerMax) = (120_000_000, 120_000_000)
-        let node = try await FlowNode(database, limits: limits)
+        let node = try await FlowNode(database)
         let reactor = try Reactor.start(name: "locker")
         let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
         try await locker.script("BEGIN")

@@ -25,7 +25,7 @@ final class ServingNode: @unchecked Sendable {
         let made = Locked<QuotaKeeper?>(nil)
         let hold = made
         try await reactor.submit {
-            let keeper = QuotaKeeper(on: reactor)
+            let keeper = QuotaKeeper(on: reactor, limits: .patient)
             client.onStateChange = { [weak keeper] state in
                 switch state {
                 case .ready: keeper?.storeReady()
@@ -81,7 +81,7 @@ final class ServingNode: @unchecked Sendable {
 
     func close() async throws {
         let promise = worker.reactor.makePromise(of: Void.self)
-        worker.reactor.execute { [self] in keeper.close(within: .seconds(10)) { promise.succeed(()) } }
+        worker.reactor.execute { [self] in keeper.close(within: .seconds(120)) { promise.succeed(()) } }
         try await promise.futureResult.get()
         try await log.drain()
         try await die()

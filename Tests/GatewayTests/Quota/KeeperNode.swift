@@ -19,7 +19,7 @@ final class KeeperNode: @unchecked Sendable {
     private let epoch: Int64
 
     /// Opens the spool and begins; the database must have the schema.
-    init(_ database: TestDatabase, spool: String = UUID().uuidString.lowercased(), limits: LeaseLimits = LeaseLimits()) async throws {
+    init(_ database: TestDatabase, spool: String = UUID().uuidString.lowercased(), limits: LeaseLimits = .patient) async throws {
         self.spool = spool
         let opened = try await database.psql(
             """
@@ -114,6 +114,22 @@ final class KeeperNode: @unchecked Sendable {
         await client.shutdown()
         await listener.shutdown()
         reactor.stop()
+    }
+}
+
+extension LeaseLimits {
+    /// A loaded machine is no outage: requests wait for the store as long as it takes.
+    static var patient: LeaseLimits {
+        var limits = LeaseLimits()
+        (limits.waitMax, limits.answerMax) = (120_000_000, 120_000_000)
+        return limits
+    }
+
+    /// However slow the machine is: a lease is neither idle nor old.
+    static var hoarding: LeaseLimits {
+        var limits = patient
+        (limits.idleAfter, limits.useFor) = (600_000_000, 600_000_000)
+        return limits
     }
 }
 

@@ -54,7 +54,7 @@ import Testing
 
     @Test func requestsCostNoRoundTripWhileUnitsAreFree() async throws {
         let database = try await TestDatabase.withQuota(1_000_000)
-        let node = try await KeeperNode(database)
+        let node = try await KeeperNode(database, limits: .hoarding)
         for _ in 0..<100 {
             let holds = try await node.admit(100, want()).compactMap(\.hold)
             #expect(holds.count == 100)
@@ -69,9 +69,9 @@ import Testing
 
     @Test func whatTheUpstreamDidNotTakeServesWhoWaitsAtOnce() async throws {
         let database = try await TestDatabase.withQuota(10)
-        var limits = LeaseLimits()
+        var limits = LeaseLimits.patient
         // Nobody is refused before this test gives units back.
-        (limits.recallWait, limits.waitMax) = (120_000_000, 120_000_000)
+        limits.recallWait = 120_000_000
         let node = try await KeeperNode(database, limits: limits)
         var hold = try #require(try await node.admit(1, want(10))[0].hold)
         async let waiting = node.admit(1, want(6))
@@ -96,12 +96,14 @@ import Testing
 
     @Test func idleUnitsOfOneNodeServeTheRequestOfAnother() async throws {
         let database = try await TestDatabase.withQuota(100)
-        let holder = try await KeeperNode(database)
-        let other = try await KeeperNode(database)
+        let holder = try await KeeperNode(database, limits: .hoarding)
+        var limits = LeaseLimits.patient
+        limits.recallWait = 120_000_000
+        let (other, late) = (try await KeeperNode(database, limits: limits), try await KeeperNode(database))
         let small = try #require(try await holder.admit(1, want(1))[0].hold)
         // The holder took more than it needs; it gives that back when it hears of the other's wait.
         let large = try #require(try await other.admit(1, want(99))[0].hold)
-        let refusal = try await other.admit(1, want(1))[0]
+        let refusal = try await late.admit(1, want(1))[0]
         guard case .refusedHeld(let retryAfter, _) = refusal else {
             Issue.record("\(refusal)")
             return
@@ -111,6 +113,7 @@ import Testing
         try await other.settle([large], charge: 99, booking: database)
         try await holder.close()
         try await other.close()
+        try await late.close()
         #expect(try await database.numbers() == "99|1|0|99")
     }
 
@@ -134,15 +137,12 @@ import Testing
         #expect(try await first.isFenced())
         #expect(try await second.admit(1, want())[0].hold != nil)
         try await first.die()
-        try await second.close()
+        try await second.die()
     }
 
     @Test func withoutTheStoreLeasedUnitsServeAndThenTheRuleDecides() async throws {
         let database = try await TestDatabase.withQuota(1_000)
-        // However slow the machine is: the lease is neither idle nor old before the store goes away.
-        var limits = LeaseLimits()
-        (limits.idleAfter, limits.useFor) = (600_000_000, 600_000_000)
-        let node = try await KeeperNode(database, limits: limits)
+        let node = try await KeeperNode(database, limits: .hoarding)
         var holds = try await node.admit(1, want()).compactMap(\.hold)
         let admin = try await TestDatabase.create()
         try await admin.psql(
