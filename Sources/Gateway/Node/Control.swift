@@ -42,24 +42,38 @@ final class Control: @unchecked Sendable {
 
     // MARK: Start
 
-    /// Waits for the database and returns the cluster's secret. Throws where the schema is not this version's.
+    /// Waits for the database and returns the cluster's secret; a database that goes away over the questions is waited for, too.
+    /// Throws what waiting does not mend: a schema that is not this version's, or one that this user may not read.
     func prepare() async throws -> [UInt8] {
         let client = PostgresClient(database, role: .session, on: reactor)
+        defer { Task { await client.shutdown() } }
         while true {
-            do throws(PostgresError) {
+            do {
                 try await client.ready(within: Node.startPatience)
-                break
             } catch {
                 report(.waitingForDatabase("\(error)"))
+                continue
             }
+            do {
+                return try await ask(client)
+            } catch let error as PostgresError where error.mayPass {
+                report(.waitingForDatabase("\(error)"))
+            } catch MigrationError.database(let error) where error.mayPass {
+                report(.waitingForDatabase("\(error)"))
+            }
+            // The connection may stand all the same, and the next refusal be quick.
+            try await Task.sleep(for: Node.startPause)
         }
-        defer { Task { await client.shutdown() } }
+    }
+
+    private func ask(_ client: PostgresClient) async throws -> [UInt8] {
         let schema = try await Migrator(client).state()
         guard schema.isCurrent else { throw Node.Failure.schema("\(schema)") }
         let server = try await DatabaseSettings.read(client)
+        let cluster = try await ClusterSettings.read(client)
         for fault in server.durabilityFaults { report(.databaseUnfit(fault)) }
         if let fault = server.connectionFault(needed: Node.workers(boot) + Self.connections) { report(.databaseUnfit(fault)) }
-        return try await ClusterSettings.read(client).secret
+        return cluster.secret
     }
 
     /// Ships the workers' spools and what earlier processes left, and tells the workers what it hears.
@@ -146,5 +160,15 @@ final class Control: @unchecked Sendable {
         }.get()
         reactor.stop()
         reactor.join()
+    }
+}
+
+extension PostgresError {
+    /// The same question may be answered later: the server is away, takes no changes, was told to cancel the statement, or is
+    /// short of something (classes 40, 53, 55, 57 and 58). What it objects to otherwise stays as it is.
+    fileprivate var mayPass: Bool {
+        if isConnectionLoss { return true }
+        guard case .server(let state) = kind else { return false }
+        return ["40", "53", "55", "57", "58"].contains(state.errorClass)
     }
 }

@@ -36,6 +36,8 @@ public final class Node: @unchecked Sendable {
     static let leaseTime = TimeAmount.seconds(5)
     /// How often the database is tried at the start, before the first success.
     static let startPatience = TimeAmount.seconds(5)
+    /// From an outage over the questions of the start to the next time that they are asked.
+    static let startPause = Duration.milliseconds(500)
 
     /// - Parameter report: any thread; must not block.
     public init(_ configuration: Configuration, database: PostgresConfiguration, report: @escaping @Sendable (NodeEvent) -> Void) {
@@ -44,10 +46,10 @@ public final class Node: @unchecked Sendable {
 
     // MARK: Start
 
-    /// Waits for the database, however long that takes, then serves.
+    /// Waits for the database, however long and how often it is away, then serves.
     ///
-    /// Throws where waiting does not help: a schema that this version does not know, an address that is taken, a spool
-    /// directory that cannot be written.
+    /// Throws where waiting does not help: a schema that this version does not know or this user may not read, an address that
+    /// is taken, a spool directory that cannot be written.
     public func start() async throws {
         let control = try Control(configuration.boot, database: database, nodeName: nodeName, report: report)
         self.control = control
