@@ -37,6 +37,19 @@ def test_twenty_units_and_sixty_requests_at_once(gateway, tenants, log, target):
     last = ask(gateway.port, "GET", "/echo", key=environment.key)
     assert last.status == 429 and last.json()["code"] == "QUOTA_EXCEEDED"
     assert int(last["retry-after"]) > 5, "a monthly quota comes back at the end of the month"
+    assert "reason" not in last.json()
+
+
+def test_a_quota_that_is_never_reset_says_so_when_it_is_used_up(gateway, tenants, postgres):
+    environment = tenants.environment(orders=1)
+    postgres.psql(f"UPDATE pandora.project_service SET reset_frequency = NULL WHERE project_id = {environment.project_id}")
+    first = ask(gateway.port, "GET", "/echo", key=environment.key)
+    assert first.status == 200 and ";t=" not in first["ratelimit"]
+    for host in ("raw.test", "dear.test"):
+        answer = ask(gateway.port, "GET", "/echo", host=host, key=environment.key)
+        assert answer.status == 429 and int(answer["retry-after"]) > 0
+        assert (answer.json()["code"], answer.json()["reason"]) == (
+            "QUOTA_EXCEEDED", "no reset of the quota is scheduled: an operator has to raise it")
 
 
 def test_every_answer_says_what_is_left(gateway, tenants, log):

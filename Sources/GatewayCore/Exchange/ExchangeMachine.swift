@@ -41,6 +41,14 @@ public struct ExchangeMachine: Sendable {
             self.retryAfter = retryAfter ?? refusal.retryAfter
             self.detail = detail
         }
+
+        /// Where no end of a period brings the units back, the client is told so.
+        static func usedUp(_ retryAfter: Int64, _ view: QuotaView) -> Reason {
+            let isReset = view.resetSeconds != nil
+            return Reason(
+                .quotaExceeded, retryAfter: retryAfter,
+                detail: isReset ? nil : "no reset of the quota is scheduled: an operator has to raise it")
+        }
     }
 
     /// How the exchange ended.
@@ -97,7 +105,7 @@ public struct ExchangeMachine: Sendable {
             self.hold = hold
             phase = .forwarding
             return .forward
-        case .refusedUsedUp(let retryAfter, _): return .refuse(Reason(.quotaExceeded, retryAfter: retryAfter))
+        case .refusedUsedUp(let retryAfter, let view): return .refuse(.usedUp(retryAfter, view))
         case .refusedHeld(let retryAfter, _): return .refuse(Reason(.quotaHeld, retryAfter: retryAfter))
         case .notAssigned: return .refuse(Reason(.serviceNotAssigned))
         case .unavailable(let retryAfter): return .refuse(Reason(.quotaUnavailable, retryAfter: retryAfter))

@@ -5,7 +5,7 @@ extension ExchangeMachine.Reason {
     public init?(_ answer: FlowStartAnswer) {
         switch answer {
         case .started: return nil
-        case .usedUp(let retryAfter, _): self.init(.quotaExceeded, retryAfter: retryAfter)
+        case .usedUp(let retryAfter, let view): self = .usedUp(retryAfter, view)
         case .held(let retryAfter, _): self.init(.quotaHeld, retryAfter: retryAfter)
         case .limitReached(let retryAfter): self.init(.flowLimit, retryAfter: retryAfter)
         case .notAssigned: self.init(.serviceNotAssigned)

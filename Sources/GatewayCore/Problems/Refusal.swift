@@ -116,7 +116,9 @@ extension Refusal {
                 403, "SERVICE_NOT_ASSIGNED", "Service not assigned",
                 "The key's environment may not use the service behind this route.")
         case .quotaExceeded:
-            About(429, "QUOTA_EXCEEDED", "Quota used up", "All units of the period are used. Retry after its end.")
+            About(
+                429, "QUOTA_EXCEEDED", "Quota used up",
+                "Fewer units are left than the request takes. Retry when the quota was reset or raised.")
         case .quotaHeld:
             About(
                 429, "QUOTA_HELD", "Quota held",

@@ -74,8 +74,13 @@ import Testing
 
     @Test func refusalsOfQuotaSayWhenToComeBack() {
         let view = QuotaView(limit: 1, remaining: 0, resetSeconds: 60)
+        let endless = QuotaView(limit: 1, remaining: 0, resetSeconds: nil)
+        let neverReset = ExchangeMachine.Reason(
+            .quotaExceeded, retryAfter: 3600, detail: "no reset of the quota is scheduled: an operator has to raise it")
+        #expect(ExchangeMachine.Reason(FlowStartAnswer.usedUp(retryAfter: 3600, endless)) == neverReset)
         let cases: [(Admission, ExchangeMachine.Reason, ExecutionStatus)] = [
             (.refusedUsedUp(retryAfter: 60, view), .init(.quotaExceeded, retryAfter: 60), .unauthorized),
+            (.refusedUsedUp(retryAfter: 3600, endless), neverReset, .unauthorized),
             (.refusedHeld(retryAfter: 1, view), .init(.quotaHeld, retryAfter: 1), .unauthorized),
             (.notAssigned, .init(.serviceNotAssigned), .unauthorized),
             (.unavailable(retryAfter: 2), .init(.quotaUnavailable, retryAfter: 2), .serverError),
