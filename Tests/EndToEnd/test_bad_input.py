@@ -314,6 +314,48 @@ def test_slow_head_is_cut_off_however_it_drips(impatient, key):
         closes(wire)
 
 
+@pytest.fixture(scope="module")
+def hasty(make_gateway):
+    """A head has little time here, an idle connection much."""
+    return make_gateway("hasty", workers=1, limits={"request_head": "700ms"})
+
+
+BEHIND = pytest.mark.parametrize("fields", [(), ("Connection: Upgrade", "Upgrade: h2c")], ids=["plain", "upgrade"])
+
+
+@BEHIND
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_head_behind_another_request_has_no_more_time_than_any(hasty, key, fields, apart):
+    with Wire(hasty.port, timeout=30) as wire:
+        parts = request("GET", "/echo/late", *fields, key=key), b"GET /echo HTTP/1.1\r\nHost: raw.te"
+        wire.send(*parts if apart else [b"".join(parts)])
+        assert wire.read().status == 200
+        answer = wire.read()
+        assert answer.status == 408 and answer.json()["code"] == "REQUEST_TIMEOUT", answer
+        assert wire.ended() == b""
+
+
+@BEHIND
+def test_a_head_in_pieces_behind_another_request_is_read(gateway, key, fields):
+    first, second = request("GET", "/echo/late", *fields, key=key), request("GET", "/echo?second", key=key)
+    for cut in (1, len(second) // 2, len(second) - 1):
+        with Wire(gateway.port) as wire:
+            assert wire.send(first + second[:cut]).read().status == 200
+            assert "second" in wire.send(second[cut:]).read().json()["head"]
+
+
+def test_an_idle_connection_is_no_slow_head(hasty, key):
+    with Wire(hasty.port) as wire:
+        for target in ("/echo", "/echo", "/no-such-host"):
+            host = "nowhere.test" if "no-such" in target else "raw.test"
+            text = request("GET", target, host=host, key=key)
+            wire.send(text[:30])
+            time.sleep(0.05)  # In two pieces, of which the first is looked at by itself.
+            assert wire.send(text[30:]).read().status in (200, 404)
+            time.sleep(1.2)
+        assert wire.send(request("GET", "/echo", key=key)).read().status == 200
+
+
 def test_slow_body_is_cut_off(impatient, key, raw, token):
     with Wire(impatient.port) as wire:
         wire.send(request("POST", f"/echo?{token}", "Content-Length: 100", key=key), b"half")

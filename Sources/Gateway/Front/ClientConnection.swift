@@ -147,9 +147,7 @@ final class ClientConnection: ChannelInboundHandler {
         guard bytes.readableBytes > 0 else { return true }
         switch phase {
         case .idle:
-            phase = .arriving
-            deadline = worker.reactor.turnNow + worker.requestHead
-            (headBytes, lineBytes, isLineComplete) = (0, 0, false)
+            headBegins()
             measure(bytes)
         case .arriving: measure(bytes)
         case .busy: deadline = worker.reactor.turnNow + worker.bodyIdle
@@ -162,7 +160,19 @@ final class ClientConnection: ChannelInboundHandler {
     /// The decoder has made of them what it can.
     func bytesDecoded() {
         if phase == .arriving, headBytes > decoder.headMax { return decodingFailed(HTTPParserError.headerOverflow) }
+        noticeHead()
         updateReading()
+    }
+
+    private func headBegins() {
+        phase = .arriving
+        deadline = worker.reactor.turnNow + worker.requestHead
+        (headBytes, lineBytes, isLineComplete) = (0, 0, false)
+    }
+
+    /// Behind an answer a part of the next head may be here already: then the connection is not idle.
+    private func noticeHead() {
+        if phase == .idle, !isInsideRequest, decoder.undecodedBytes > 0 { headBegins() }
     }
 
     private func measure(_ bytes: ByteBuffer) {
@@ -367,6 +377,7 @@ final class ClientConnection: ChannelInboundHandler {
         deadline = worker.reactor.turnNow + worker.keepAlive
         if decoder.isHolding { goOn(raw: false) }
         takeArrivals()
+        noticeHead()
     }
 
     /// The answer that has begun cannot be completed: what there is of it goes out, then the client has to see it.

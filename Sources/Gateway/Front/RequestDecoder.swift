@@ -53,6 +53,8 @@ final class RequestDecoder: ByteToMessageDecoder {
 
     func decode(context: ChannelHandlerContext, buffer: inout ByteBuffer) throws -> DecodingState {
         let undecodedBefore = undecodedBytes
+        // Whoever is told of a part meanwhile does not take the bytes of that part for ones that are left.
+        undecodedBytes = 0
         defer { undecodedBytes = buffer.readableBytes }
         while buffer.readableBytes > 0, next != .held {
             if next == .raw {
