@@ -48,7 +48,9 @@ public final class Destination {
             return nil
         }
         // By parts: a host with more than a host in it is refused.
-        let parts = [(CURLUPART_SCHEME, scheme.rawValue), (CURLUPART_HOST, bracketed(host)), (CURLUPART_PORT, "\(port)"), (CURLUPART_PATH, "/")]
+        let parts = [
+            (CURLUPART_SCHEME, scheme.rawValue), (CURLUPART_HOST, bracketed(host)), (CURLUPART_PORT, "\(port)"), (CURLUPART_PATH, "/"),
+        ]
         guard parts.allSatisfy({ curl_url_set(handle, $0.0, $0.1, 0) == CURLUE_OK }),
             let list = curl_slist_append(nil, "::\(bracketed(address)):\(port)")
         else {

@@ -4,8 +4,8 @@ internal import Synchronization
 /// A PostgreSQL server of one's own: a data folder, a unix socket and nothing else. `pandora dev` and the tests stand on it.
 ///
 /// The folder belongs to the user that runs the server (mode 0700) and everybody who reaches the socket is trusted, so only
-/// that user and root get in. There is no TCP port unless the options ask for one; any number of clusters run side by side. A small shell watches the process
-/// that started the cluster and stops the server when that process ends, however it ends.
+/// that user and root get in. There is no TCP port unless the options ask for one; any number of clusters run side by side. A
+/// small shell watches the process that started the cluster and stops the server when that process ends, however it ends.
 ///
 /// Thread-safe; every call blocks, so keep it off event loops.
 public final class PrivateCluster: Sendable {
@@ -43,7 +43,8 @@ public final class PrivateCluster: Sendable {
         self.options = options
         self.binaries = binaries
         remover = Mutex(
-            options.isTemporary ? try Watchdog(script: Watchdog.remover, arguments: [directory, socketDirectory], logFile: "/dev/null") : nil)
+            options.isTemporary
+                ? try Watchdog(script: Watchdog.remover, arguments: [directory, socketDirectory], logFile: "/dev/null") : nil)
     }
 
     deinit {

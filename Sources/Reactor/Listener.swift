@@ -32,7 +32,9 @@ public final class Listener: EventSink {
     public var mayAccept: (() -> Bool)?
     public private(set) var accepted = 0
 
-    init(_ reactor: Reactor, _ address: SocketAddress, _ options: ListenOptions, _ initializer: @escaping (any Channel) throws -> Void) throws {
+    init(
+        _ reactor: Reactor, _ address: SocketAddress, _ options: ListenOptions, _ initializer: @escaping (any Channel) throws -> Void
+    ) throws {
         self.reactor = reactor
         self.options = options
         self.initializer = initializer

@@ -430,7 +430,9 @@ extension StreamChannel: NIOSynchronousChannelOptions {
         case _ as ChannelOptions.Types.MaxMessagesPerReadOption: readsPerTurn = Int(value as! UInt)
         case let option as ChannelOptions.Types.SocketOption:
             let number = value as! ChannelOptions.Types.SocketOption.Value
-            try check(clinux_set_option(descriptor, CInt(option.optionLevel.rawValue), CInt(option.optionName.rawValue), CInt(number)), "setsockopt")
+            try check(
+                clinux_set_option(descriptor, CInt(option.optionLevel.rawValue), CInt(option.optionName.rawValue), CInt(number)),
+                "setsockopt")
         default: throw ChannelError.operationUnsupported
         }
     }
@@ -445,7 +447,8 @@ extension StreamChannel: NIOSynchronousChannelOptions {
         case _ as ChannelOptions.Types.BufferedWritableBytesOption: return writes.bytes as! Option.Value
         case let option as ChannelOptions.Types.SocketOption:
             var number: CInt = 0
-            try check(clinux_get_option(descriptor, CInt(option.optionLevel.rawValue), CInt(option.optionName.rawValue), &number), "getsockopt")
+            try check(
+                clinux_get_option(descriptor, CInt(option.optionLevel.rawValue), CInt(option.optionName.rawValue), &number), "getsockopt")
             return ChannelOptions.Types.SocketOption.Value(number) as! Option.Value
         default: throw ChannelError.operationUnsupported
         }

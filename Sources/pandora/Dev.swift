@@ -13,7 +13,8 @@ struct Dev: AsyncParsableCommand {
         abstract: "Run everything at once, to look around: a private PostgreSQL, a demo tenant, a demo service and the gateway.",
         discussion: """
             All of it lives in one folder and listens on this machine alone. Ctrl-C stops it; the next start reuses it. \
-            Delete the folder to begin anew. The routes are in its file pandora.yaml, which is yours to edit: the next start, or a SIGHUP, reads it.
+            Delete the folder to begin anew. The routes are in its file pandora.yaml, which is yours to edit: the next start, or a \
+            SIGHUP, reads it.
             """)
 
     @Option(help: "The folder of everything.") var directory = ".pandora"

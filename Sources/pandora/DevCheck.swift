@@ -86,7 +86,8 @@ struct DevCheck {
 
         func transferEnded(_ transfer: Transfer, _ result: TransferResult) {
             switch result {
-            case .success: answer.succeed((head?.status ?? 0, head?.value(of: "pandora-request-id").map { String(decoding: $0, as: UTF8.self) } ?? ""))
+            case .success:
+                answer.succeed((head?.status ?? 0, head?.value(of: "pandora-request-id").map { String(decoding: $0, as: UTF8.self) } ?? ""))
             case .failure(let error): answer.fail(error)
             }
         }

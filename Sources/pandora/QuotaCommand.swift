@@ -209,7 +209,8 @@ extension EnvironmentQuota {
         [
             Field("environment_id", environmentID), Field("environment", environmentPath), Field("service_id", serviceID),
             Field("service", servicePath), Field("limit", units: limit), Field("used", used), Field("held", held),
-            Field("leased", leased), Field("reserved", reserved), Field("available", units: available), Field("free", units: free), Field("period", period),
+            Field("leased", leased), Field("reserved", reserved), Field("available", units: available), Field("free", units: free),
+            Field("period", period),
         ] + reset.fields + [
             Field("overcommitted", isOvercommitted), Field("reset_due", isResetDue), Field("note", JSON(note), text: note ?? "-"),
             Field("created_at", moment: createdAt), Field("updated_at", moment: updatedAt),

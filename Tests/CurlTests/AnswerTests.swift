@@ -30,7 +30,9 @@ private let head = "HTTP/1.1 200 OK\r\n"
         #expect(error.kind == .diedMidBody && error.source == .upstream && !error.isRetrySafe)
     }
 
-    @Test(arguments: ["", "HTTP", "HTTP/1.1 200", "\(head)Content-Le", "\(head)Content-Length: 0\r\n", "HTTP/1.1 103 Early\r\nA: b\r\n\r\n"])
+    @Test(arguments: [
+        "", "HTTP", "HTTP/1.1 200", "\(head)Content-Le", "\(head)Content-Length: 0\r\n", "HTTP/1.1 103 Early\r\nA: b\r\n\r\n",
+    ])
     func anAnswerWithoutAWholeHeadIsNone(_ bytes: String) async throws {
         let (recorder, result) = try await run(bytes)
         #expect(recorder.head == nil)
@@ -69,7 +71,8 @@ private let head = "HTTP/1.1 200 OK\r\n"
 
     @Test func informationalHeadsAndTrailers() async throws {
         let (recorder, result) = try await run(
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 Fine, is it\r\nTransfer-Encoding: chunked\r\n"
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 Fine, is it\r\n"
+                + "Transfer-Encoding: chunked\r\n"
                 + "Trailer: X-Sum\r\nSet-Cookie: a\r\nset-cookie:b \r\nX-Empty:\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-More: 8\r\n\r\n")
         #expect(result.isSuccess)
         #expect(recorder.informational == [103])

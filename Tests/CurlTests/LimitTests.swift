@@ -83,7 +83,9 @@ import Testing
     }
 
     @Test func manyAtOnceOverSeveralMultiHandles() async throws {
-        let upstream = ScriptedUpstream.answering { "HTTP/1.1 200 OK\r\nContent-Length: \($0.requestLine.utf8.count)\r\n\r\n\($0.requestLine)" }
+        let upstream = ScriptedUpstream.answering {
+            "HTTP/1.1 200 OK\r\nContent-Length: \($0.requestLine.utf8.count)\r\n\r\n\($0.requestLine)"
+        }
         defer { upstream.close() }
         var configuration = CurlConfiguration()
         configuration.transfersPerMulti = 8
@@ -153,7 +155,8 @@ import Testing
         let bench = try Bench()
         let recorder = Recorder()
         let transfers = try await bench.onLoop { client in
-            NIOLoopBound(try (0..<20).map { _ in try client.start(Ask(silent.port).request(), delegate: recorder) }, eventLoop: bench.reactor)
+            NIOLoopBound(
+                try (0..<20).map { _ in try client.start(Ask(silent.port).request(), delegate: recorder) }, eventLoop: bench.reactor)
         }
         try await eventually("connecting") { try silent.connecting() >= 20 }
         // Were one of them to wait for its connect timeout, the test would run into its own limit.

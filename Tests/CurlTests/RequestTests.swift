@@ -9,7 +9,9 @@ import Testing
         defer { upstream.close() }
         var ask = Ask(upstream.port)
         ask.target = Array("/a/../b//./c%2f%2E?x=1&&y=".utf8) + [0xc3, 0xa9, 0xff] + Array("&=;?[]{}|\\^`\"#".utf8)
-        ask.headers = [("X-Two", "1"), ("X-Empty", ""), ("x-two", " 2\t"), ("Accept-Encoding", "gzip"), ("X-Blank", "  "), ("X-Colon", "a: b;")]
+        ask.headers = [
+            ("X-Two", "1"), ("X-Empty", ""), ("x-two", " 2\t"), ("Accept-Encoding", "gzip"), ("X-Blank", "  "), ("X-Colon", "a: b;"),
+        ]
         let (recorder, result) = try await Bench().run(ask)
         #expect(result.isSuccess)
         #expect(recorder.head?.status == 200)
@@ -29,7 +31,8 @@ import Testing
         let methods = ["GET", "HEAD", "POST", "GET", "DELETE", "PUT", "HEAD", "HEAD", "PUT", "OPTIONS", "BREW", "GET"]
         for method in methods {
             let hasBody = method == "POST" || method == "PUT"
-            let (recorder, result) = hasBody ? try await bench.run(Ask(upstream.port, method), body: "body") : try await bench.run(Ask(upstream.port, method))
+            let (recorder, result) =
+                hasBody ? try await bench.run(Ask(upstream.port, method), body: "body") : try await bench.run(Ask(upstream.port, method))
             #expect(result.isSuccess, "\(method): \(result)")
             #expect(recorder.body.count == (method == "HEAD" ? 0 : 2))
         }
@@ -62,7 +65,8 @@ import Testing
     }
 
     /// libcurl's own order: Host first, then Transfer-Encoding; Content-Length is the last one.
-    @Test(arguments: [BodyFraming.length(4), .chunked]) func theOrderOfFieldsIsKeptBetweenHostAndLength(_ framing: BodyFraming) async throws {
+    @Test(arguments: [BodyFraming.length(4), .chunked])
+    func theOrderOfFieldsIsKeptBetweenHostAndLength(_ framing: BodyFraming) async throws {
         let upstream = ScriptedUpstream.answering(body: "")
         defer { upstream.close() }
         let bench = try Bench()
@@ -97,7 +101,9 @@ import Testing
 
     @Test func fieldsThatWouldEndEarlyAreRefused() {
         var fields = TransferHeaders()
-        for (name, value) in [("", "a"), ("a b", "c"), ("a:b", "c"), ("a\r\nb", "c"), ("a", "b\r\nc: d"), ("a", "b\nc"), ("a", "b\0c"), ("ä", "b")] {
+        for (name, value) in [
+            ("", "a"), ("a b", "c"), ("a:b", "c"), ("a\r\nb", "c"), ("a", "b\r\nc: d"), ("a", "b\nc"), ("a", "b\0c"), ("ä", "b"),
+        ] {
             let isTaken = fields.add(name: name, value: value)
             #expect(!isTaken)
         }

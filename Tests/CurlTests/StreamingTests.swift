@@ -61,7 +61,9 @@ import Testing
         let isChunked = framing == .chunked
         let upstream = ScriptedUpstream { connection in
             _ = try connection.readHead()
-            try connection.send("HTTP/1.1 200 OK\r\n" + (isChunked ? "Transfer-Encoding: chunked\r\n\r\n" : "Content-Length: \(StreamingTests.total)\r\n\r\n"))
+            try connection.send(
+                "HTTP/1.1 200 OK\r\n"
+                    + (isChunked ? "Transfer-Encoding: chunked\r\n\r\n" : "Content-Length: \(StreamingTests.total)\r\n\r\n"))
             var left = StreamingTests.total
             while left > 0 {
                 let piece = isChunked ? try connection.readChunk() : try connection.read(65_536)

@@ -111,7 +111,8 @@ private final class OpenCounter {
     /// curl's own type checks of variadic options work with gcc only, and only on bodies that are emitted.
     @Test(.enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/gcc")))
     func optionsHaveTheTypesThatCurlReads() async throws {
-        let header = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../Sources/CLibcurl/shim.h").path
+        let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+        let header = folder.appendingPathComponent("../../Sources/CLibcurl/shim.h").path
         let outcome = try await Command.run(
             "/usr/bin/gcc", ["-x", "c", "-DPCURL_INLINE=", "-O1", "-Wall", "-Wsystem-headers", "-c", "-o", "/dev/null", header])
         #expect(outcome.status == 0 && !outcome.errors.contains("shim.h"), "\(outcome.errors)")

@@ -13,7 +13,8 @@ import Testing
         defer { silent.close() }
         var ask = Ask(silent.port, "POST")
         ask.timeouts.firstByte = short
-        let (_, result) = try await framing == .none ? Bench().run(ask) : Bench().run(withBody(ask, framing), body: framing == .length(0) ? "" : "body")
+        let (_, result) =
+            try await framing == .none ? Bench().run(ask) : Bench().run(withBody(ask, framing), body: framing == .length(0) ? "" : "body")
         let error = try #require(result.error)
         #expect(error.kind == .firstByteTimeout && error.source == .upstream && !error.isRetrySafe && error.attempts == 1)
     }

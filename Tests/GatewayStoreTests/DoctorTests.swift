@@ -75,7 +75,10 @@ import Testing
             #expect(try await store.run("SELECT held_request FROM environment_service WHERE environment_id = 1") == ["8"])
             #expect(try await examine(store) == [])
             let audited = try await store.run(
-                "SELECT actor, object_kind, object_id = current_database(), detail->'repairs'->0->>'was' FROM audit_log WHERE action = 'repair'")
+                """
+                SELECT actor, object_kind, object_id = current_database(), detail->'repairs'->0->>'was'
+                  FROM audit_log WHERE action = 'repair'
+                """)
             #expect(audited == ["test|database|t|20"])
         }
     }
@@ -181,8 +184,11 @@ import Testing
                 SELECT settle_hops('\(Self.spool)', '{1}', '{1}', '{0}', '{6}', '{0}', '{1}');
                 """)
             let missing = try await examine(store)
-            #expect(missing.map(\.check) == [.log] && missing[0].place == "c/p/e1 s/1, period 2" && numbers(missing[0]) == ["log": 0, "ledger": 6])
-            let row = "INSERT INTO request_logs (execution_status, environment_id, service_id, units, outage) VALUES ('success', 1, 1, 3, true)"
+            #expect(
+                missing.map(\.check) == [.log] && missing[0].place == "c/p/e1 s/1, period 2"
+                    && numbers(missing[0]) == ["log": 0, "ledger": 6])
+            let row =
+                "INSERT INTO request_logs (execution_status, environment_id, service_id, units, outage) VALUES ('success', 1, 1, 3, true)"
             try await store.run(row)
             #expect(try await examine(store).map { numbers($0) } == [["log": 3, "ledger": 6]])
             try await store.run(row)
@@ -206,7 +212,8 @@ import Testing
                 SELECT flow_settle('{\(Self.flow(2))}', '{\(Self.hop(3))}', '{commit}', '{1}', '{1}', '{1}', '{3}', '{0}');
                 """)
             #expect(
-                try await store.run("SELECT kind, used_delta FROM quota_ledger WHERE environment_id = 1 AND kind IN ('overrun', 'refund') ORDER BY id")
+                try await store.run(
+                    "SELECT kind, used_delta FROM quota_ledger WHERE environment_id = 1 AND kind IN ('overrun', 'refund') ORDER BY id")
                     == ["refund|-5", "overrun|3", "overrun|3"])
             #expect(try await examine(store) == [])
         }

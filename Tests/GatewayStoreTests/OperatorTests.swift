@@ -148,7 +148,8 @@ import Testing
             let spool = try await store.admin.spool(Self.spool)
             #expect(spool.epoch == 2 && spool.open == 0 && spool.lost == (refund ? 0 : 10))
             #expect(try await store.admin.forgetSpool(Self.spool, refund: refund) == 0)
-            let audited = try await store.run("SELECT actor, action, object_id, detail->>'units', detail->>'refund' FROM audit_log ORDER BY id")
+            let audited = try await store.run(
+                "SELECT actor, action, object_id, detail->>'units', detail->>'refund' FROM audit_log ORDER BY id")
             #expect(audited == ["test|forget|\(Self.spool)|10|\(refund)", "test|forget|\(Self.spool)|0|\(refund)"])
             // A node that was not gone after all is fenced.
             #expect(

@@ -7,7 +7,8 @@ import Testing
 @Suite struct ConfigurationTests {
     @Test func aURLIsTakenApart() throws {
         let url =
-            "postgresql://ann%40x:s%3Acr%2Ft@db1:5433,[::1]:5434,db3/shop%20db?sslmode=verify-full&sslrootcert=/etc/ca.pem&application_name=cli&connect_timeout=7&target_session_attrs=any"
+            "postgresql://ann%40x:s%3Acr%2Ft@db1:5433,[::1]:5434,db3/shop%20db?sslmode=verify-full&sslrootcert=/etc/ca.pem"
+            + "&application_name=cli&connect_timeout=7&target_session_attrs=any"
         let configuration = try PostgresConfiguration(url: url)
         #expect(
             configuration.hosts == [
@@ -64,7 +65,8 @@ import Testing
             $0.searchPath = "\"odd name\", public"
             $0.applicationName = "it's a \\ test"
         }) { client, _ in
-            let row = try await client.value("SELECT current_setting('search_path'), current_setting('application_name'), current_setting('timezone')")
+            let row = try await client.value(
+                "SELECT current_setting('search_path'), current_setting('application_name'), current_setting('timezone')")
             #expect(row.string(0) == "\"odd name\", public" && row.string(1) == "it's a \\ test" && row.string(2) == "UTC")
         }
     }

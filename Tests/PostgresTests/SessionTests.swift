@@ -56,7 +56,10 @@ import TestKit
     @Test func oneBadRowRefusesTheWholeCopy() async throws {
         try await withClient { client, _ in
             try await client.script(
-                "CREATE TABLE t (id bigint, name text) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100)")
+                """
+                CREATE TABLE t (id bigint, name text) PARTITION BY RANGE (id);
+                CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100)
+                """)
             let pid = try await client.onLoop { $0.backendPID }
             var invalid = Self.rows([5], name: "abc")
             invalid.setInteger(UInt8(0xff), at: invalid.writerIndex - 2)

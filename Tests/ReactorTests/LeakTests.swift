@@ -85,7 +85,9 @@ private func recordingErrors(_ body: () async throws -> Void) async {
                     try await far.flatSubmit {
                         let address = try! SocketAddress(ipAddress: "127.0.0.1", port: server.port)
                         let ends = (0..<500).map { number in
-                            far.connect(to: address, timeout: .minutes(2)) { try $0.pipeline.syncOperations.addHandler(Visitor(batch * 500 + number)) }
+                            far.connect(to: address, timeout: .minutes(2)) { channel in
+                                try channel.pipeline.syncOperations.addHandler(Visitor(batch * 500 + number))
+                            }
                                 .flatMap { $0.closeFuture }
                         }
                         return EventLoopFuture.andAllSucceed(ends, on: far)

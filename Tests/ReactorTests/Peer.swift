@@ -25,7 +25,9 @@ final class Peer: Sendable {
     }
 
     func connect() throws {
-        let status = try SocketAddress(ipAddress: "127.0.0.1", port: port).withSockAddr { Foundation.connect(descriptor, $0, socklen_t($1)) }
+        let status = try SocketAddress(ipAddress: "127.0.0.1", port: port).withSockAddr {
+            Foundation.connect(descriptor, $0, socklen_t($1))
+        }
         guard status == 0 else { throw POSIXError(POSIXErrorCode(rawValue: errno) ?? .EIO) }
     }
 
@@ -36,7 +38,9 @@ final class Peer: Sendable {
     func send(_ bytes: [UInt8]) throws {
         var sent = 0
         while sent < bytes.count {
-            let count = bytes.withUnsafeBytes { Foundation.send(descriptor, $0.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL)) }
+            let count = bytes.withUnsafeBytes {
+                Foundation.send(descriptor, $0.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL))
+            }
             guard count > 0 else { throw POSIXError(POSIXErrorCode(rawValue: errno) ?? .EIO) }
             sent += count
         }

@@ -118,7 +118,9 @@ final class Host: Sendable {
         try await reactor.run { try Host(reactor, prepare, react) }
     }
 
-    private init(_ reactor: Reactor, _ prepare: @escaping @Sendable (any Channel) throws -> Void, _ react: @escaping Script.Reaction) throws {
+    private init(
+        _ reactor: Reactor, _ prepare: @escaping @Sendable (any Channel) throws -> Void, _ react: @escaping Script.Reaction
+    ) throws {
         self.reactor = reactor
         let guests = self.guests
         port = try reactor.listen(on: SocketAddress(ipAddress: "127.0.0.1", port: 0)) { channel in

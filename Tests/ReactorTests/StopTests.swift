@@ -36,7 +36,8 @@ import Testing
             let address = try SocketAddress(ipAddress: "127.0.0.1", port: 0)
             let paused = try reactor.listen(on: address) { _ in }
             paused.mayAccept = { false }
-            let connecting = reactor.connect(to: try SocketAddress(ipAddress: "127.0.0.1", port: silent.port), timeout: .minutes(2)) { _ in }
+            let nowhere = try SocketAddress(ipAddress: "127.0.0.1", port: silent.port)
+            let connecting = reactor.connect(to: nowhere, timeout: .minutes(2)) { _ in }
             _ = reactor.startTimer(in: .hours(1)) { _ = paused }
             let scheduled = reactor.scheduleTask(in: .hours(1)) {}
             return (

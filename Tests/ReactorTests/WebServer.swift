@@ -66,7 +66,9 @@ private final class Echo: ChannelInboundHandler {
             context.write(wrapOutboundOut(.head(answer)), promise: nil)
         case .body(let bytes): context.write(wrapOutboundOut(.body(.byteBuffer(bytes))), promise: nil)
         case .end:
-            if let length { context.write(wrapOutboundOut(.body(.byteBuffer(Echo.pattern.getSlice(at: 0, length: length)!))), promise: nil) }
+            if let length {
+                context.write(wrapOutboundOut(.body(.byteBuffer(Echo.pattern.getSlice(at: 0, length: length)!))), promise: nil)
+            }
             let channel = context.channel
             let sent = context.writeAndFlush(wrapOutboundOut(.end(nil)))
             if !isKeptAlive { sent.whenComplete { _ in channel.close(promise: nil) } }

@@ -37,7 +37,8 @@ import Testing
             // Several on one connection, of which the client tells by the last.
             let format = "%{http_version} %{http_code} %{num_connects} %{size_download}\n"
             let outcome = try await curl(
-                language, folder, ["-o", "/dev/null", "-o", "/dev/null", "-o", "/dev/null", "-w", format, "\(url)/0", "\(url)/1", "\(url)/60000"])
+                language, folder,
+                ["-o", "/dev/null", "-o", "/dev/null", "-o", "/dev/null", "-w", format, "\(url)/0", "\(url)/1", "\(url)/60000"])
             let version = language == .http2 ? "2" : "1.1"
             #expect(outcome.text == "\(version) 200 1 0\n\(version) 200 0 1\n\(version) 200 0 60000\n", "\(outcome.errors)")
             let post = try await curl(language, folder, ["--data-binary", "what was sent", "\(url)/"])
@@ -52,10 +53,13 @@ import Testing
         try await withServer(language) { url, folder in
             let file = try FileHandle(forWritingTo: { try Data().write(to: $0); return $0 }(URL(fileURLWithPath: folder.file("sent"))))
             var pattern = BytePattern()
-            while pattern.position < 50_000_000 { try file.write(contentsOf: Data(pattern.next(min(62_500, 50_000_000 - pattern.position)))) }
+            while pattern.position < 50_000_000 {
+                try file.write(contentsOf: Data(pattern.next(min(62_500, 50_000_000 - pattern.position))))
+            }
             try file.close()
             // Both ways at once: the answer begins with the first piece of the body.
-            let outcome = try await curl(language, folder, ["-H", "Expect:", "-T", folder.file("sent"), "-o", folder.file("received"), "\(url)/"])
+            let outcome = try await curl(
+                language, folder, ["-H", "Expect:", "-T", folder.file("sent"), "-o", folder.file("received"), "\(url)/"])
             #expect(outcome.status == 0, "\(outcome.errors)")
             let same = try await Command.run("/usr/bin/cmp", [folder.file("sent"), folder.file("received")])
             #expect(same.status == 0, "\(same.text)\(same.errors)")

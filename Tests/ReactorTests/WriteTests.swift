@@ -149,7 +149,8 @@ import Testing
             try await eventually("all ended") { answers.allSatisfy { $0.text != nil } }
             #expect(
                 answers.map { $0.text! } == [
-                    "\(ChannelError.operationUnsupported)", "\(ChannelError.operationUnsupported)", "done", "\(ChannelError.outputClosed)", "done",
+                    "\(ChannelError.operationUnsupported)", "\(ChannelError.operationUnsupported)", "done",
+                    "\(ChannelError.outputClosed)", "done",
                     "\(ChannelError.ioOnClosedChannel)",
                 ])
             #expect(try await peer.receiveAll().isEmpty)

@@ -66,7 +66,9 @@ extension ScriptedUpstream {
         public func send(_ bytes: [UInt8]) throws {
             var sent = 0
             while sent < bytes.count {
-                let count = bytes.withUnsafeBytes { Foundation.send(descriptor, $0.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL)) }
+                let count = bytes.withUnsafeBytes {
+                    Foundation.send(descriptor, $0.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL))
+                }
                 guard count > 0 else { throw Ended() }
                 sent += count
             }

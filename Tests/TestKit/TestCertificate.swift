@@ -13,7 +13,8 @@ public struct TestCertificate: Sendable {
         let outcome = try await Command.run(
             "/usr/bin/openssl",
             [
-                "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=pandora test",
+                "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+                "/CN=pandora test",
                 "-addext", "subjectAltName=\(names)", "-keyout", key, "-out", certificate,
             ])
         guard outcome.status == 0 else { throw NeverHappened(description: outcome.errors) }

@@ -212,7 +212,8 @@ final class Exchange {
             machine.grant.flatMap { $0.limited ? worker.quota.view(environment: entry.environmentID, service: $0.serviceID) : nil }
         }
         return AnswerHead.Own(
-            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive || worker.isDraining, isHTTP11: head.isHTTP11, flow: flow?.fields)
+            requestID: id, startPoint: startPoint, quota: view, closes: !keepsAlive || worker.isDraining, isHTTP11: head.isHTTP11,
+            flow: flow?.fields)
     }
 
     func collectAttempts() {

@@ -10,7 +10,11 @@ extension ConfigurationReader {
             top.integer("workers", in: Limits.workers) { boot.workers = $0 }
         }
         boot.listen = readListen(top)
-        if top.has("admin") { boot.admin = top.text("admin").flatMap { listenAddress($0, top.mark("admin"), "admin") } } else { _ = top.node("admin") }
+        if top.has("admin") {
+            boot.admin = top.text("admin").flatMap { listenAddress($0, top.mark("admin"), "admin") }
+        } else {
+            _ = top.node("admin")
+        }
         top.section("database") { boot.database = readDatabase($0) }
         top.section("spool") { section in
             if let directory = section.text("directory") { boot.spool.directory = directory }
@@ -64,7 +68,9 @@ extension ConfigurationReader {
         }
         var seen: Set<ListenAddress> = []
         return top.list("listen").compactMap { item in
-            guard let text = faults.text(item.node, item.name), let address = listenAddress(text, item.node.mark, item.name) else { return nil }
+            guard let text = faults.text(item.node, item.name), let address = listenAddress(text, item.node.mark, item.name) else {
+                return nil
+            }
             if address.port != 0, !seen.insert(address).inserted { faults.add(item.node.mark, "\(address) is listed twice") }
             return address
         }
@@ -76,7 +82,8 @@ extension ConfigurationReader {
             return nil
         }
         guard HostPort.isLiteral(host) else {
-            let suggestion = host == "localhost" ? "; did you mean '127.0.0.1:\(port)'?" : host.isEmpty ? "; did you mean '0.0.0.0:\(port)'?" : ""
+            let suggestion =
+                host == "localhost" ? "; did you mean '127.0.0.1:\(port)'?" : host.isEmpty ? "; did you mean '0.0.0.0:\(port)'?" : ""
             faults.add(mark, "\(what) must be a numeric address, found '\(host)'\(suggestion)")
             return nil
         }

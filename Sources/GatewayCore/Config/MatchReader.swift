@@ -5,7 +5,9 @@ extension ConfigurationReader {
         let host = section.text("host").map { readHost($0, section.mark("host")) } ?? .any
         let given = ["path", "prefix", "pattern"].filter(section.has)
         if given.count > 1 {
-            faults.add(section.keyMark(given[1]), "\(section.name) has '\(given[0])' and '\(given[1])'; a route has one of path, prefix and pattern")
+            faults.add(
+                section.keyMark(given[1]),
+                "\(section.name) has '\(given[0])' and '\(given[1])'; a route has one of path, prefix and pattern")
         }
         var path: RouteMatch.Path? = .prefix([])
         if let text = section.text("path") { path = readPath(text, section.mark("path"), section.path("path")).map { .exact($0) } }
@@ -29,7 +31,9 @@ extension ConfigurationReader {
 
     private func readConditions(_ section: Section) -> [RouteMatch.Field] {
         var fields: [RouteMatch.Field] = []
-        guard let node = section.node("headers"), let headers = Section(node, name: section.path("headers"), faults: faults) else { return [] }
+        guard let node = section.node("headers"), let headers = Section(node, name: section.path("headers"), faults: faults) else {
+            return []
+        }
         for (name, mark, node) in headers.all {
             if name.isEmpty || !name.utf8.allSatisfy(Self.isToken) {
                 faults.add(mark, "'\(name)' is no name of a header field")
@@ -127,7 +131,8 @@ extension ConfigurationReader {
             }
         }
         // The rules of paths hold for patterns, too; a parameter stands for a harmless segment.
-        let sample = "/" + text.dropFirst().split(separator: "/", omittingEmptySubsequences: false).map { $0.hasPrefix("{") ? "x" : $0 }.joined(separator: "/")
+        let sampled = text.dropFirst().split(separator: "/", omittingEmptySubsequences: false)
+        let sample = "/" + sampled.map { $0.hasPrefix("{") ? "x" : $0 }.joined(separator: "/")
         guard let literal = readPath(sample, mark, what) else { return nil }
         return names.isEmpty ? .exact(literal) : .pattern(segments)
     }
@@ -141,7 +146,8 @@ extension ConfigurationReader {
         if let text = stripped {
             guard let prefix = readPrefix(text, section.mark("strip_prefix"), section.path("strip_prefix")), let match else { return .none }
             guard match.path.begins(with: prefix) else {
-                faults.add(section.mark("strip_prefix"), "\(section.path("strip_prefix")) '\(text)' is not how every path of the route begins")
+                faults.add(
+                    section.mark("strip_prefix"), "\(section.path("strip_prefix")) '\(text)' is not how every path of the route begins")
                 return .none
             }
             return .prefix(length: prefix.count, replacement: [])

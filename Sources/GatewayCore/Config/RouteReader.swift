@@ -70,7 +70,8 @@ extension ConfigurationReader {
         if reference.name.utf8.count > 63 || !Self.isSlugEnd(first) || !Self.isSlugEnd(last)
             || !reference.name.utf8.allSatisfy({ Self.isSlugEnd($0) || $0 == 0x2d || $0 == 0x2e || $0 == 0x5f })
         {
-            faults.add(node.mark, "a service's name is lower case letters and digits with '.', '-' or '_' between them, found '\(reference.name)'")
+            faults.add(
+                node.mark, "a service's name is lower case letters and digits with '.', '-' or '_' between them, found '\(reference.name)'")
         }
         if let version = reference.version,
             version.isEmpty || version.utf8.count > 25
@@ -152,7 +153,9 @@ extension ConfigurationReader {
         }
         let own = ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "via"]
         if own.contains(name.lowercased()) || name.lowercased().hasPrefix("pandora-") {
-            faults.add(mark, "header field '\(name)' belongs to the gateway\(name.lowercased() == "host" ? "; use host_header of the upstream" : "")")
+            faults.add(
+                mark,
+                "header field '\(name)' belongs to the gateway\(name.lowercased() == "host" ? "; use host_header of the upstream" : "")")
             return false
         }
         return true

@@ -126,7 +126,9 @@ final class Section {
         }
     }
 
-    func duration(_ key: String, from least: Duration = .milliseconds(1), to most: Duration = .seconds(86_400), _ found: (Duration) -> Void) {
+    func duration(
+        _ key: String, from least: Duration = .milliseconds(1), to most: Duration = .seconds(86_400), _ found: (Duration) -> Void
+    ) {
         guard let text = text(key) else { return }
         do throws(Quantity.Fault) {
             let value = try Quantity.duration(text)

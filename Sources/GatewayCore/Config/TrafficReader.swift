@@ -64,7 +64,8 @@ extension ConfigurationReader {
         case "preserve": host = .preserve
         case let text?:
             guard let split = HostPort.split(text), HostPort.isName(split.host) else {
-                faults.add(section.mark("host_header"), "\(section.path("host_header")) must be preserve, target or a host, found '\(text)'")
+                faults.add(
+                    section.mark("host_header"), "\(section.path("host_header")) must be preserve, target or a host, found '\(text)'")
                 break
             }
             host = .fixed(text)
@@ -87,7 +88,9 @@ extension ConfigurationReader {
         var seen: Set<String> = []
         let targets = items.compactMap { item -> Target? in
             guard let target = readTarget(item.node, item.name, scheme) else { return nil }
-            if !seen.insert(target.description).inserted { faults.add(item.node.mark, "target \(target) is listed twice; give it a weight instead") }
+            if !seen.insert(target.description).inserted {
+                faults.add(item.node.mark, "target \(target) is listed twice; give it a weight instead")
+            }
             return target
         }
         guard !targets.isEmpty else { return nil }
@@ -123,7 +126,9 @@ extension ConfigurationReader {
     }
 
     func checkName(_ name: String, _ mark: Mark?, _ what: String) {
-        let legal = name.utf8.allSatisfy { $0 == 0x2d || $0 == 0x2e || $0 == 0x5f || ($0.folded >= 0x61 && $0.folded <= 0x7a) || ($0 >= 0x30 && $0 <= 0x39) }
+        let legal = name.utf8.allSatisfy {
+            $0 == 0x2d || $0 == 0x2e || $0 == 0x5f || ($0.folded >= 0x61 && $0.folded <= 0x7a) || ($0 >= 0x30 && $0 <= 0x39)
+        }
         if name.isEmpty || name.utf8.count > 63 || !legal {
             faults.add(mark, "the name of \(what) is 1 to 63 letters, digits, '.', '-' or '_', found '\(name)'")
         }
@@ -143,7 +148,8 @@ extension ConfigurationReader {
             func role(_ route: String?, _ mark: Mark?, _ role: FlowRole) -> String {
                 guard let route else { return "" }
                 if !names.contains(route) {
-                    faults.add(mark, "flow '\(name)' names route '\(route)', which does not exist\(Suggestion.text(for: route, among: names))")
+                    faults.add(
+                        mark, "flow '\(name)' names route '\(route)', which does not exist\(Suggestion.text(for: route, among: names))")
                 } else if result.roles[route] != nil {
                     faults.add(mark, "route '\(route)' has a role in a flow already")
                 } else if routes.contains(where: { $0.name == route && $0.settings.takesWebSocket }) {

@@ -58,7 +58,8 @@ extension Administration {
     public func flow(_ id: ReservationID) async throws(AdministrationError) -> FlowRecord {
         let rows = try await read(FlowSQL.find) { $0.append("\(id)") }
         guard let row = rows.first else {
-            throw AdministrationError(.notFound, "there is no flow \(id), and the ledger has none", hint: "pandora flow list shows open ones")
+            throw AdministrationError(
+                .notFound, "there is no flow \(id), and the ledger has none", hint: "pandora flow list shows open ones")
         }
         return FlowRecord(row)
     }

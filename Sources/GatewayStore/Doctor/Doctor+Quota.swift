@@ -61,7 +61,8 @@ extension Doctor {
                 findings.append(
                     Finding(
                         .available, at: place,
-                        "\(Self.text(available)) units are available, but the limit less what is used is \(Self.text(limit.map { $0 - used }))",
+                        "\(Self.text(available)) units are available, but the limit less what is used is "
+                            + Self.text(limit.map { $0 - used }),
                         hint: Self.repair, .init("available", available ?? 0), .init("limit", limit ?? 0), .init("used", used)))
             }
             if held != leased + reserved {

@@ -3,7 +3,9 @@ import GatewayCore
 import Testing
 
 /// A file that is right, with room for what a test wants to add.
-private func file(_ more: String = "", routes: String = "  - {name: all, service: s, upstream: u}", upstreams: String = "  u: {targets: [h:1]}") -> String {
+private func file(
+    _ more: String = "", routes: String = "  - {name: all, service: s, upstream: u}", upstreams: String = "  u: {targets: [h:1]}"
+) -> String {
     "listen: 127.0.0.1:0\nupstreams:\n\(upstreams)\nroutes:\n\(routes)\n\(more)"
 }
 
@@ -145,7 +147,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("limits: 3", "f:6:9: error: limits must be a mapping, found '3'"),
         ("node: [a]", "f:6:7: error: node must be a single value, found a list"),
         ("node:", "f:6:6: error: node has no value"),
-        ("spool: {sync: allways}", "f:6:15: error: spool.sync must be one of none, interval, always, found 'allways'; did you mean 'always'?"),
+        ("spool: {sync: allways}",
+         "f:6:15: error: spool.sync must be one of none, interval, always, found 'allways'; did you mean 'always'?"),
         ("drain: 10", "f:6:8: error: drain: a duration needs a unit; did you mean '10s'?"),
         ("drain: 10 s", "f:6:8: error: drain: ' s' is no unit of time; use us, ms, s, m, h or d"),
         ("drain: soon", "f:6:8: error: drain: expected a duration such as 250ms, 10s or 5m, found 'soon'"),
@@ -156,7 +159,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("spool: {size: 1KiB}", "f:6:15: error: spool.size must be between 32MiB and 1TiB, found '1KiB'"),
         // Addresses and secrets.
         ("admin: localhost:1", "f:6:8: error: admin must be a numeric address, found 'localhost'; did you mean '127.0.0.1:1'?"),
-        ("admin: 1.2.3.4:70000", "f:6:8: error: admin must be an address and a port such as 0.0.0.0:8080 or [::]:8080, found '1.2.3.4:70000'"),
+        ("admin: 1.2.3.4:70000",
+         "f:6:8: error: admin must be an address and a port such as 0.0.0.0:8080 or [::]:8080, found '1.2.3.4:70000'"),
         ("database: {url: '${NOT_SET}'}", "f:6:17: error: environment variable NOT_SET is not set"),
         ("database: {url: 'file:/nowhere'}", "f:6:17: error: database.url: cannot read file '/nowhere'"),
         ("database: {url: mysql://u:secret@h}", "f:6:17: error: database.url must begin with postgres:// or postgresql:// or file:"),
@@ -171,51 +175,76 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("{name: a, service: s}", "f:5:6: error: routes[0] needs 'upstream'"),
         ("{name: a, upstream: u}", "f:5:6: error: routes[0] needs 'service'"),
         ("{name: a, servce: s, service: s, upstream: u}", "f:5:15: error: unknown key 'servce' in routes[0]; did you mean 'service'?"),
-        ("{name: a b, service: s, upstream: u}", "f:5:12: error: the name of a route is 1 to 63 letters, digits, '.', '-' or '_', found 'a b'"),
-        ("{name: a, service: S, upstream: u}", "f:5:24: error: a service's name is lower case letters and digits with '.', '-' or '_' between them, found 'S'"),
-        ("{name: a, service: s, upstream: u, match: {path: x}}", "f:5:54: error: routes[0].match.path must begin with '/'; did you mean '/x'?"),
-        ("{name: a, service: s, upstream: u, match: {path: /a?b}}", "f:5:54: error: routes[0].match.path must not have a query or a fragment; did you mean '/a'?"),
-        ("{name: a, service: s, upstream: u, match: {path: /a/../b}}", "f:5:54: error: routes[0].match.path has a segment '.' or '..'; no such request is served"),
-        ("{name: a, service: s, upstream: u, match: {prefix: /a/}}", "f:5:56: error: routes[0].match.prefix ends on a segment without a '/'; did you mean '/a'?"),
-        ("{name: a, service: s, upstream: u, match: {prefix: /a/*}}", "f:5:56: error: routes[0].match.prefix takes everything below it without a '*'; did you mean '/a'?"),
-        ("{name: a, service: s, upstream: u, match: {pattern: '/a{x}'}}", "f:5:57: error: routes[0].match.pattern: a parameter is a whole segment such as {name}, found 'a{x}'"),
-        ("{name: a, service: s, upstream: u, match: {path: /a, prefix: /b}}", "f:5:58: error: routes[0].match has 'path' and 'prefix'; a route has one of path, prefix and pattern"),
+        ("{name: a b, service: s, upstream: u}",
+         "f:5:12: error: the name of a route is 1 to 63 letters, digits, '.', '-' or '_', found 'a b'"),
+        ("{name: a, service: S, upstream: u}",
+         "f:5:24: error: a service's name is lower case letters and digits with '.', '-' or '_' between them, found 'S'"),
+        ("{name: a, service: s, upstream: u, match: {path: x}}",
+         "f:5:54: error: routes[0].match.path must begin with '/'; did you mean '/x'?"),
+        ("{name: a, service: s, upstream: u, match: {path: /a?b}}",
+         "f:5:54: error: routes[0].match.path must not have a query or a fragment; did you mean '/a'?"),
+        ("{name: a, service: s, upstream: u, match: {path: /a/../b}}",
+         "f:5:54: error: routes[0].match.path has a segment '.' or '..'; no such request is served"),
+        ("{name: a, service: s, upstream: u, match: {prefix: /a/}}",
+         "f:5:56: error: routes[0].match.prefix ends on a segment without a '/'; did you mean '/a'?"),
+        ("{name: a, service: s, upstream: u, match: {prefix: /a/*}}",
+         "f:5:56: error: routes[0].match.prefix takes everything below it without a '*'; did you mean '/a'?"),
+        ("{name: a, service: s, upstream: u, match: {pattern: '/a{x}'}}",
+         "f:5:57: error: routes[0].match.pattern: a parameter is a whole segment such as {name}, found 'a{x}'"),
+        ("{name: a, service: s, upstream: u, match: {path: /a, prefix: /b}}",
+         "f:5:58: error: routes[0].match has 'path' and 'prefix'; a route has one of path, prefix and pattern"),
         ("{name: a, service: s, upstream: u, match: {methods: [get]}}", "f:5:58: error: methods are case-sensitive; did you mean 'GET'?"),
-        ("{name: a, service: s, upstream: u, match: {host: a.b:80}}", "f:5:54: error: a host is matched without its port; did you mean 'a.b'?"),
-        ("{name: a, service: s, upstream: u, match: {host: a.*.b}}", "f:5:54: error: 'a.*.b' is no host; a '*' may only stand for the first labels, as in *.example.com"),
-        ("{name: a, service: s, upstream: u, strip_prefix: /b, match: {prefix: /a}}", "f:5:54: error: routes[0].strip_prefix '/b' is not how every path of the route begins"),
-        ("{name: a, service: s, upstream: u, rewrite: '/{idd}', match: {pattern: '/a/{id}'}}", "f:5:49: error: routes[0].rewrite: the route's pattern has no parameter 'idd'; did you mean 'id'?"),
-        ("{name: a, service: s, upstream: u, charge: onsuccess}", "f:5:48: error: routes[0].charge must be one of on_success, always, never, found 'onsuccess'; did you mean 'on_success'?"),
+        ("{name: a, service: s, upstream: u, match: {host: a.b:80}}",
+         "f:5:54: error: a host is matched without its port; did you mean 'a.b'?"),
+        ("{name: a, service: s, upstream: u, match: {host: a.*.b}}",
+         "f:5:54: error: 'a.*.b' is no host; a '*' may only stand for the first labels, as in *.example.com"),
+        ("{name: a, service: s, upstream: u, strip_prefix: /b, match: {prefix: /a}}",
+         "f:5:54: error: routes[0].strip_prefix '/b' is not how every path of the route begins"),
+        ("{name: a, service: s, upstream: u, rewrite: '/{idd}', match: {pattern: '/a/{id}'}}",
+         "f:5:49: error: routes[0].rewrite: the route's pattern has no parameter 'idd'; did you mean 'id'?"),
+        ("{name: a, service: s, upstream: u, charge: onsuccess}",
+         "f:5:48: error: routes[0].charge must be one of on_success, always, never, found 'onsuccess'; did you mean 'on_success'?"),
         ("{name: a, service: s, upstream: u, upgrade: [websockets]}",
          "f:5:50: error: routes[0].upgrade may list websocket, found 'websockets'; did you mean 'websocket'?"),
         ("{name: a, service: s, upstream: u, upgrade: websocket}", "f:5:49: error: routes[0].upgrade must be a list, found 'websocket'"),
         ("{name: a, service: s, upstream: u, units: -1}", "f:5:47: error: routes[0].units must be between 0 and 1000000000000, found -1"),
         ("{name: a, service: s, upstream: u, units: {max: 3}}", "f:5:48: error: routes[0].units needs 'header'"),
         ("{name: a, service: s, upstream: u, units: {header: X-U}}", "f:5:48: error: routes[0].units needs 'max'"),
-        ("{name: a, service: s, upstream: u, units: {max: 0, header: X-U}}", "f:5:53: error: routes[0].units.max must be between 1 and 1000000000000, found 0"),
-        ("{name: a, service: s, upstream: u, units: {max: 3, heder: X-U, header: X-U}}", "f:5:56: error: unknown key 'heder' in routes[0].units; did you mean 'header'?"),
+        ("{name: a, service: s, upstream: u, units: {max: 0, header: X-U}}",
+         "f:5:53: error: routes[0].units.max must be between 1 and 1000000000000, found 0"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, heder: X-U, header: X-U}}",
+         "f:5:56: error: unknown key 'heder' in routes[0].units; did you mean 'header'?"),
         ("{name: a, service: s, upstream: u, units: {max: 3, header: X U}}", "f:5:64: error: 'X U' is no name of a header field"),
-        ("{name: a, service: s, upstream: u, units: {max: 3, header: Content-Length}}", "f:5:64: error: header field 'Content-Length' belongs to the gateway"),
-        ("{name: a, service: s, upstream: u, units: {max: 3, header: Pandora-Flow}}", "f:5:64: error: header field 'Pandora-Flow' belongs to the gateway"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, header: Content-Length}}",
+         "f:5:64: error: header field 'Content-Length' belongs to the gateway"),
+        ("{name: a, service: s, upstream: u, units: {max: 3, header: Pandora-Flow}}",
+         "f:5:64: error: header field 'Pandora-Flow' belongs to the gateway"),
         ("{name: a, service: s, upstream: u, units: [3]}", "f:5:47: error: routes[0].units must be a single value, found a list"),
-        ("{name: a, service: s, upstream: u, request_headers: {remove: [Host]}}", "f:5:67: error: header field 'Host' belongs to the gateway; use host_header of the upstream"),
-        ("{name: a, service: s, upstream: u}\n  - {name: a, service: s, upstream: u, match: {path: /b}}", "f:6:12: error: route 'a' exists already, in line 5"),
-        ("{name: a, service: s, upstream: u}\n  - {name: b, service: s, upstream: u}", "f:6:6: error: route 'b' can never match: route 'a' in line 5 has the same conditions"),
+        ("{name: a, service: s, upstream: u, request_headers: {remove: [Host]}}",
+         "f:5:67: error: header field 'Host' belongs to the gateway; use host_header of the upstream"),
+        ("{name: a, service: s, upstream: u}\n  - {name: a, service: s, upstream: u, match: {path: /b}}",
+         "f:6:12: error: route 'a' exists already, in line 5"),
+        ("{name: a, service: s, upstream: u}\n  - {name: b, service: s, upstream: u}",
+         "f:6:6: error: route 'b' can never match: route 'a' in line 5 has the same conditions"),
     ]) func routes(route: String, expected: String) { #expect(faults(file(routes: "  - \(route)")) == [expected]) }
 
     @Test(arguments: [
         ("u: {targets: []}", "f:3:16: error: upstreams.u.targets must not be empty"),
-        ("u: {targets: ['http://h:1/x']}", "f:3:17: error: upstreams.u.targets[0] must be host:port, found 'http://h:1/x'; leave the scheme to 'scheme': 'h:1'"),
+        ("u: {targets: ['http://h:1/x']}",
+         "f:3:17: error: upstreams.u.targets[0] must be host:port, found 'http://h:1/x'; leave the scheme to 'scheme': 'h:1'"),
         ("u: {targets: ['h:1', 'h:1']}", "f:3:24: error: target h:1 is listed twice; give it a weight instead"),
         ("u: {targets: [{address: 'h:1', weight: 0}]}", "f:3:42: error: upstreams.u.targets[0].weight must be between 1 and 1000, found 0"),
-        ("u: {targets: [h:1], tls: {verify: false}}", "f:3:23: error: upstreams.u.tls has no use with scheme http; did you mean 'scheme: https'?"),
-        ("u: {targets: [h:1], scheme: htps}", "f:3:31: error: upstreams.u.scheme must be one of http, https, found 'htps'; did you mean 'https'?"),
+        ("u: {targets: [h:1], tls: {verify: false}}",
+         "f:3:23: error: upstreams.u.tls has no use with scheme http; did you mean 'scheme: https'?"),
+        ("u: {targets: [h:1], scheme: htps}",
+         "f:3:31: error: upstreams.u.scheme must be one of http, https, found 'htps'; did you mean 'https'?"),
     ]) func upstreams(upstream: String, expected: String) { #expect(faults(file(upstreams: "  \(upstream)")) == [expected]) }
 
     @Test(arguments: ["start", "finish", "steps"]) func theUnitsOfAFlowAreNotReported(_ role: String) {
         let reporting = ["start": "a", "finish": "b", "steps": "c"][role]!
         let routes = ["a", "b", "c"].map { name in
-            "  - {name: \(name), match: {path: /\(name)}, service: s, upstream: u\(name == reporting ? ", units: {max: 3, header: X-U}" : "")}"
+            let units = name == reporting ? ", units: {max: 3, header: X-U}" : ""
+            return "  - {name: \(name), match: {path: /\(name)}, service: s, upstream: u\(units)}"
         }
         let line = 5 + ["a", "b", "c"].firstIndex(of: reporting)!
         #expect(
@@ -249,7 +278,8 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
             ])
     }
 
-    @Test(arguments: ["", "# nothing\n", "- a\n", "just text", "\u{1}", "{", "a: &a [*a]", "a: *b"]) func whatIsNoConfigurationHasFaults(text: String) {
+    @Test(arguments: ["", "# nothing\n", "- a\n", "just text", "\u{1}", "{", "a: &a [*a]", "a: *b"])
+    func whatIsNoConfigurationHasFaults(text: String) {
         #expect(!faults(text).isEmpty)
     }
 }

@@ -5,7 +5,9 @@ private let upstream = Upstream(name: "u", targets: [Target(host: "h", port: 1)]
 
 private func table(_ matches: [RouteMatch]) -> RouteTable {
     RouteTable(
-        matches.enumerated().map { Route(index: $0.offset, name: "r\($0.offset)", match: $0.element, service: .init(name: "s"), upstream: upstream) })
+        matches.enumerated().map {
+            Route(index: $0.offset, name: "r\($0.offset)", match: $0.element, service: .init(name: "s"), upstream: upstream)
+        })
 }
 
 private struct Fields: RequestFields {
@@ -72,17 +74,20 @@ private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
         ("/.", .dotSegment), ("/..", .dotSegment), ("/a/../b", .dotSegment), ("/a/%2e%2E/b", .dotSegment), ("/a/.%2e", .dotSegment),
         ("/a/..;x/b", .dotSegment), ("/a/..?x", .dotSegment), ("//", .emptySegment), ("/a//b", .emptySegment), ("/a/;x", .emptySegment),
         ("/a%2fb", .hiddenSlash), ("/a%2Fb", .hiddenSlash), ("/a\\b", .hiddenSlash), ("/a%5cb", .hiddenSlash),
-        ("/a%00", .controlByte), ("/a%7f", .controlByte), ("/a\tb", .controlByte), ("/%", .badEscape), ("/%2", .badEscape), ("/%zz", .badEscape),
-        (String(repeating: "/a", count: 65), .tooManySegments),
-    ]) func ambiguousPathsAreRefused(target: String, fault: PathFault) { #expect(table([RouteMatch()]).match(target: target).fault == fault) }
+        ("/a%00", .controlByte), ("/a%7f", .controlByte), ("/a\tb", .controlByte), ("/%", .badEscape), ("/%2", .badEscape),
+        ("/%zz", .badEscape), (String(repeating: "/a", count: 65), .tooManySegments),
+    ])
+    func ambiguousPathsAreRefused(target: String, fault: PathFault) { #expect(table([RouteMatch()]).match(target: target).fault == fault) }
 
     @Test(arguments: ["/...", "/.a", "/a..", "/a;x/b", "/a/", "/?..", "/a?//%2f\\", String(repeating: "/a", count: 64)])
     func harmlessPathsAreMatched(target: String) { #expect(table([RouteMatch()]).match(target: target).index == 0) }
 
     @Test(arguments: [
-        (TargetRewrite.none, "/a?b", nil), (.prefix(length: 2, replacement: []), "/a/b?c", "/b?c"), (.prefix(length: 2, replacement: []), "/a", "/"),
+        (TargetRewrite.none, "/a?b", nil), (.prefix(length: 2, replacement: []), "/a/b?c", "/b?c"),
+        (.prefix(length: 2, replacement: []), "/a", "/"),
         (.prefix(length: 2, replacement: []), "/a?c", "/?c"), (.prefix(length: 2, replacement: []), "/%61/%62", "/%62"),
-        (.prefix(length: 2, replacement: Array("/x/y".utf8)), "/a/b", "/x/y/b"), (.prefix(length: 0, replacement: Array("/x".utf8)), "/a", "/x/a"),
+        (.prefix(length: 2, replacement: Array("/x/y".utf8)), "/a/b", "/x/y/b"),
+        (.prefix(length: 0, replacement: Array("/x".utf8)), "/a", "/x/a"),
         (.path([.literal(Array("/x/".utf8)), .segment(1), .literal(Array("/y".utf8))]), "/a/%C3%A9/c?q", "/x/%C3%A9/y?q"),
         (.path([.literal(Array("/".utf8)), .segment(0)]), "/a?q=/", "/a?q=/"),
     ] as [(TargetRewrite, String, String?)]) func rewritesKeepTheRest(rewrite: TargetRewrite, target: String, result: String?) {
@@ -159,7 +164,8 @@ private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
         switch match.host {
         case .any: rank.append(0)
         case .exact(let name): if bytes(host) == name { rank.append(1_000) } else { return nil }
-        case .suffix(let name): if bytes(host).count > name.count, bytes(host).suffix(name.count) == name[...] { rank.append(name.count) } else { return nil }
+        case .suffix(let name):
+            if bytes(host).count > name.count, bytes(host).suffix(name.count) == name[...] { rank.append(name.count) } else { return nil }
         }
         let path = bytes(segments.reduce("") { "\($0)/\($1)" })
         switch match.path {
@@ -197,9 +203,13 @@ private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
                 for _ in 0..<12 {
                     let segments = (0..<depth).map { _ in Self.names.randomElement(using: &random)! }
                     let method = ["GET", "PUT", "POST"].randomElement(using: &random)!
-                    let fields = ["h", "i"].filter { _ in Bool.random(using: &random) }.map { ($0, Bool.random(using: &random) ? "1" : "2") }
+                    let fields = ["h", "i"].filter { _ in Bool.random(using: &random) }.map {
+                        ($0, Bool.random(using: &random) ? "1" : "2")
+                    }
                     let ranked = matches.indices.compactMap { index in
-                        Self.rank(matches[index], method: method, host: host, segments: segments, fields: fields).map { (rank: $0, index: index) }
+                        Self.rank(matches[index], method: method, host: host, segments: segments, fields: fields).map {
+                            (rank: $0, index: index)
+                        }
                     }
                     let best = ranked.max { $0.rank.lexicographicallyPrecedes($1.rank) }
                     // Without conflicts nothing ties.

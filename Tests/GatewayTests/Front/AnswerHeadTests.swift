@@ -40,15 +40,20 @@ import Testing
 
     @Test func endToEndFieldsStayInOrderWithTheirDuplicates() {
         let (lines, _) = answer(200, ["Set-Cookie: a=1", "ETag: \"x\"", "Set-Cookie: b=2", "Empty:", "Content-Length: 3"])
-        #expect(Array(lines.prefix(6)) == ["HTTP/1.1 200 Fine", "Set-Cookie: a=1", "ETag: \"x\"", "Set-Cookie: b=2", "Empty: ", "Content-Length: 3"])
+        #expect(
+            Array(lines.prefix(6)) == [
+                "HTTP/1.1 200 Fine", "Set-Cookie: a=1", "ETag: \"x\"", "Set-Cookie: b=2", "Empty: ", "Content-Length: 3",
+            ])
         #expect(Array(lines.dropFirst(6)) == ["Via: 1.1 pandora", "Pandora-Request-Id: \(id)", "Pandora-Start-Point: start"])
     }
 
     @Test func whatIsOfTheUpstreamsConnectionOrTheGatewaysNameStops() {
         let (lines, _) = answer(
             200,
-            ["Connection: close, X-Hop", "x-hop: 1", "Keep-Alive: timeout=5", "Transfer-Encoding: chunked", "Upgrade: h2c", "TE: x", "Pandora-Request-Id: forged",
-                "Proxy-Connection: close", "Kept: 1"])
+            [
+                "Connection: close, X-Hop", "x-hop: 1", "Keep-Alive: timeout=5", "Transfer-Encoding: chunked", "Upgrade: h2c", "TE: x",
+                "Pandora-Request-Id: forged", "Proxy-Connection: close", "Kept: 1",
+            ])
         #expect(Array(lines.prefix(3)) == ["HTTP/1.1 200 Fine", "Kept: 1", "Via: 1.1 pandora"])
         #expect(!lines.contains { $0.contains("forged") })
     }
@@ -67,7 +72,8 @@ import Testing
 
     @Test func framingFollowsTheClient() {
         #expect(answer(200, ["Content-Length: 12"]).framing == .length(12))
-        #expect(answer(200, ["Content-Length: 12", "content-length: 12"]).lines.filter { $0.lowercased().hasPrefix("content-length") }.count == 1)
+        let twice = answer(200, ["Content-Length: 12", "content-length: 12"]).lines
+        #expect(twice.filter { $0.lowercased().hasPrefix("content-length") }.count == 1)
         let chunked = answer(200)
         #expect(chunked.framing == .chunked && chunked.lines.contains("Transfer-Encoding: chunked"))
         let old = answer(200, [], own(isHTTP11: false))
@@ -101,7 +107,8 @@ import Testing
         let lines = answer(200, upstream, own(quota: view)).lines
         #expect(lines.contains("RateLimit-Policy: \"quota\";q=100") && lines.contains("RateLimit: \"quota\";r=0;t=60"))
         #expect(!lines.contains { $0.contains("theirs") })
-        #expect(answer(200, [], own(quota: QuotaView(limit: 7, remaining: 12, resetSeconds: nil))).lines.contains("RateLimit: \"quota\";r=12"))
+        #expect(
+            answer(200, [], own(quota: QuotaView(limit: 7, remaining: 12, resetSeconds: nil))).lines.contains("RateLimit: \"quota\";r=12"))
     }
 
     @Test func aProblemIsCompleteInItself() throws {
@@ -111,7 +118,8 @@ import Testing
         let parts = String(buffer: answer.bytes).split(separator: "\r\n\r\n", maxSplits: 1).map(String.init)
         let lines = parts[0].split(separator: "\r\n").map(String.init)
         #expect(lines[0] == "HTTP/1.1 429 Quota used up")
-        #expect(lines.contains("Content-Length: \(parts[1].utf8.count)") && lines.contains("Retry-After: 12") && lines.contains("Date: now"))
+        #expect(
+            lines.contains("Content-Length: \(parts[1].utf8.count)") && lines.contains("Retry-After: 12") && lines.contains("Date: now"))
         #expect(parts[1].contains("\"code\":\"QUOTA_EXCEEDED\"") && parts[1].contains("\"retry_after\":12"))
         let bare = AnswerHead(
             problem: .init(.keyMissing), requestID: id, own: own(), date: [], isHead: true, allocator: ByteBufferAllocator())

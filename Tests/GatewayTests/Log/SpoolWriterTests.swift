@@ -32,7 +32,8 @@ import Testing
     }
 
     /// quota.md, 4: so many a second of each reason for the whole node.
-    @Test(arguments: [(1, 100), (2, 50), (3, 33), (16, 6), (100, 1), (256, 1)]) func workersShareTheRowsOfRefusals(_ workers: Int, _ rows: Int) {
+    @Test(arguments: [(1, 100), (2, 50), (3, 33), (16, 6), (100, 1), (256, 1)])
+    func workersShareTheRowsOfRefusals(_ workers: Int, _ rows: Int) {
         let settings = Gateway.SpoolSettings(GatewayCore.SpoolSettings(), node: "n", workers: workers)
         #expect(settings.refusalsPerSecond == rows)
     }
