@@ -106,6 +106,8 @@ final class SpoolReader {
     }
 
     private static func bytes(of file: FileDescriptor, at offset: Int64, count: Int) throws(FileError) -> [UInt8] {
+        // Of none the initializer would write to the storage that all empty arrays of the process share.
+        guard count > 0 else { return [] }
         var failure: FileError?
         let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
             do throws(FileError) {
