@@ -136,5 +136,8 @@ extension [UInt8] {
         Swift.withUnsafeBytes(of: number.bigEndian) { append(contentsOf: $0) }
     }
 
-    mutating func appendText(_ text: String) { append(contentsOf: text.utf8.prefix { $0 != 0 }) }
+    mutating func appendText(_ text: String) {
+        var text = text
+        text.withUTF8 { append(contentsOf: UnsafeBufferPointer(rebasing: $0.prefix { $0 != 0 })) }
+    }
 }

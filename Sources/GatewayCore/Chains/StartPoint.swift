@@ -41,13 +41,17 @@ public struct StartPointSigner: Sendable {
 
     /// The root of the chain that a client sent back; nil unless this cluster made it for this environment.
     public func verify(_ text: some Collection<UInt8>, environment: Int64) -> RequestID? {
-        guard text.count == Self.textLength, let root = RequestID(text.prefix(RequestID.textLength)) else { return nil }
-        let rest = text.dropFirst(RequestID.textLength)
-        guard rest.first == UInt8(ascii: ".") else { return nil }
+        let root = text.withContiguousStorageIfAvailable { verify(bytes: $0, environment) }
+        return root ?? Array(text).withUnsafeBufferPointer { verify(bytes: $0, environment) }
+    }
+
+    private func verify(bytes text: UnsafeBufferPointer<UInt8>, _ environment: Int64) -> RequestID? {
+        let dot = RequestID.textLength
+        guard text.count == Self.textLength, text[dot] == UInt8(ascii: "."), let root = RequestID(text[..<dot]) else { return nil }
         var sent: UInt64 = 0
-        for (index, character) in rest.dropFirst().enumerated() {
+        for index in dot + 1..<text.count {
             // 13 characters carry 65 bits: the first has four.
-            guard let bits = Base32.value(character), index > 0 || bits < 16 else { return nil }
+            guard let bits = Base32.value(text[index]), index > dot + 1 || bits < 16 else { return nil }
             sent = sent << 5 | bits
         }
         // One comparison of two words takes the same time wherever they differ.

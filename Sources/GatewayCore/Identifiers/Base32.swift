@@ -33,12 +33,14 @@ enum Base32 {
         }
     }
 
-    /// Reads 26 characters; nil for any other byte, length, or a value of more than 128 bits.
-    static func read(_ text: some Collection<UInt8>) -> UUIDBits? {
-        guard text.count == characters, let first = text.first, first <= 0x37 else { return nil }
+    /// Reads the prefix, an underscore and 26 characters; nil for any other byte, length, or a value of more than 128 bits.
+    static func read(_ text: UnsafeBufferPointer<UInt8>, after prefix: StaticString) -> UUIDBits? {
+        let start = prefix.utf8CodeUnitCount + 1
+        guard text.count == start + characters, text[start - 1] == UInt8(ascii: "_"), text[start] <= 0x37 else { return nil }
+        for index in 0..<start - 1 where text[index] != prefix.utf8Start[index] { return nil }
         var (high, low): (UInt64, UInt64) = (0, 0)
-        for character in text {
-            guard let bits = value(character) else { return nil }
+        for index in start..<text.count {
+            guard let bits = value(text[index]) else { return nil }
             high = high << 5 | low >> 59
             low = low << 5 | bits
         }

@@ -17,13 +17,8 @@ public struct Identifier<Kind: IdentifierKind>: Hashable, Sendable, Comparable, 
 
     /// Exactly the text that `description` gives; nil for anything else.
     public init?(_ text: some Collection<UInt8>) {
-        let prefix = Kind.prefix
-        let length = prefix.utf8CodeUnitCount
-        guard text.count == Self.textLength,
-            text.prefix(length).elementsEqual(UnsafeBufferPointer(start: prefix.utf8Start, count: length)),
-            text.dropFirst(length).first == UInt8(ascii: "_"),
-            let uuid = Base32.read(text.dropFirst(length + 1))
-        else { return nil }
+        let found = text.withContiguousStorageIfAvailable { Base32.read($0, after: Kind.prefix) }
+        guard let uuid = found ?? Array(text).withUnsafeBufferPointer({ Base32.read($0, after: Kind.prefix) }) else { return nil }
         self.uuid = uuid
     }
 
