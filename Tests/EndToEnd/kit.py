@@ -1,5 +1,6 @@
 """What the end-to-end tests and the benchmark stand on: a private PostgreSQL, real upstreams, and gateways started as users do."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -146,6 +147,26 @@ class PostgreSQL:
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             self.process.wait(30)
+
+    @contextlib.contextmanager
+    def stalled(self):
+        """Inside the block its connections stand, new ones are taken by the kernel, and nothing is answered."""
+        postmaster, stopped = self.process.pid, []
+
+        def tell(process, what):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, what)
+
+        try:
+            tell(postmaster, signal.SIGSTOP)
+            with contextlib.suppress(OSError):
+                stopped = [int(pid) for pid in pathlib.Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()]
+            for process in stopped:
+                tell(process, signal.SIGSTOP)
+            yield
+        finally:
+            for process in (*stopped, postmaster):
+                tell(process, signal.SIGCONT)
 
     def remove(self):
         self.stop(signal.SIGQUIT)

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+import chaos
 import flows
 import kit
 from flows import Flow
@@ -63,11 +64,14 @@ class Told:
 
 
 class Client(threading.Thread):
-    """Does single requests and flows on any node, again and again; answers that do not come are nothing to it."""
+    """Does single requests and flows on any node, again and again; answers that do not come are nothing to it.
 
-    def __init__(self, site, keys, told, failures=0.1):
+    `slow`: the upstream takes up to so many seconds for a single request, and a quarter of that for a hop of a flow.
+    """
+
+    def __init__(self, site, keys, told, failures=0.1, slow=0):
         super().__init__(daemon=True)
-        self.site, self.keys, self.told, self.failures = site, keys, told, failures
+        self.site, self.keys, self.told, self.failures, self.slow = site, keys, told, failures, slow
         self.random, self.stopping, self.fault = random.Random(), threading.Event(), None
         self.start()
 
@@ -89,14 +93,15 @@ class Client(threading.Thread):
     def port(self):
         return self.random.choice(self.site.gateways).port
 
-    def fails(self):
-        return self.random.random() < self.failures
+    def say(self, what, slow=0.25, fails=True):
+        """A target of the upstream's, which takes its time, or fails."""
+        target = f"/say?{what}" + "&status=500" * (fails and self.random.random() < self.failures)
+        return target + (f"&wait={self.random.uniform(0, self.slow * slow):.3f}" if self.slow else "")
 
     def requests(self, key):
         with Wire(self.port, timeout=15) as wire:
             for _ in range(self.random.randrange(1, 8)):
-                failing = self.fails()
-                answer = wire.send(request("GET", "/say?single" + "&status=500" * failing, key=key)).read()
+                answer = wire.send(request("GET", self.say("single", slow=1), key=key)).read()
                 self.told.note(answer)
                 if answer.status == 200:
                     self.told.charge(answer)
@@ -107,12 +112,12 @@ class Client(threading.Thread):
 
     def flow(self, key):
         flow = Flow(self.port, key, self.random.choice(list(FLOWS)))
-        answer = flow.start("/say?start" + "&status=500" * self.fails(), port=self.port)
+        answer = flow.start(self.say("start"), port=self.port)
         self.told.note(answer)
         if answer.status != 200:
             return time.sleep(0.01 * (answer.status in (429, 503)))
         for _ in range(self.random.randrange(3)):
-            self.told.note(flow.step("/say?step", port=self.port))
+            self.told.note(flow.step(self.say("step", fails=False), port=self.port))
         way = self.random.random()
         if way < 0.1:
             return  # Abandoned.
@@ -121,7 +126,7 @@ class Client(threading.Thread):
             answer = flow.commit(port=self.port) if way < 0.15 else flow.rollback(port=self.port)
             return self.told.note(answer)
         for _ in range(3):
-            answer = flow.finish(f"/say?finish={flow.id}" + "&status=500" * self.fails(), port=self.port)
+            answer = flow.finish(self.say(f"finish={flow.id}"), port=self.port)
             self.told.note(answer)
             if answer.status == 200:
                 assert answer["pandora-flow-state"] in ("committed", "pending", "expired"), answer
@@ -144,55 +149,14 @@ def clients(site, environments, count, told, **options):
     assert [one.fault for one in running if one.fault] == []
 
 
-class Chaos(threading.Thread):
-    """Calls something again and again, at random intervals."""
-
-    def __init__(self, pause, action):
-        super().__init__(daemon=True)
-        self.pause, self.action, self.fault, self.count = pause, action, None, 0
-        self.stopping = threading.Event()
-        self.start()
-
-    def run(self):
-        while not self.stopping.wait(random.uniform(*self.pause)):
-            try:
-                self.action()
-                self.count += 1
-            except BaseException as fault:
-                self.fault = fault
-                return
-
-    def stop(self):
-        self.stopping.set()
-        self.join(120)
-        if self.fault:
-            raise self.fault
-
-
-def kill_a_gateway(site):
-    gateway = random.choice(site.gateways)
-    gateway.kill()
-    time.sleep(random.uniform(0, 0.5))
-    gateway.start()
-
-
-def stop_postgresql(site):
-    site.postgres.stop(random.choice([signal.SIGINT, signal.SIGQUIT]))
-    time.sleep(random.uniform(0, 1.5))
-    site.postgres.start()
-
-
-def turn_the_period(site, environment):
-    with contextlib.suppress(OSError):
-        site.tenants.sql(
-            f"UPDATE pandora.project_service SET next_reset = clock_timestamp() WHERE project_id = {environment.project_id}")
-
-
 # ---- Afterwards -------------------------------------------------------------------------------------------------------
 
 
-def expect_balanced(binary, postgres, told, upstream, killed):
-    """The equalities, by SQL and by `pandora doctor`, once every gateway has stopped in order and what was abandoned is given back."""
+def expect_balanced(binary, postgres, told, upstream, killed, edited=0):
+    """The equalities, by SQL and by `pandora doctor`, once every gateway has stopped in order and what was abandoned is given back.
+
+    `edited`: an environment whose limits an operator changed meanwhile.
+    """
     def column(sql):
         return {row[0] for row in postgres.psql(sql)}
 
@@ -211,18 +175,19 @@ def expect_balanced(binary, postgres, told, upstream, killed):
             OR e.available_request <> e.max_request - e.used_request""")
     empty("no period used more than its limit", f"""
         SELECT l.* FROM ({sums}) l JOIN pandora.environment_service e USING (environment_id, service_id)
-         WHERE e.max_request IS NOT NULL AND l.used > l.granted""")
+         WHERE e.max_request IS NOT NULL AND e.environment_id <> {edited} AND l.used > l.granted""")
     empty("open leases", "SELECT * FROM pandora.quota_lease WHERE granted <> settled")
     # Requests of an unlimited row hold nothing, so that no period is theirs before they are booked.
-    period = """CASE WHEN (environment_id, service_id) IN (SELECT environment_id, service_id FROM pandora.environment_service
-                 WHERE max_request IS NULL) THEN 0 ELSE period END AS period"""
+    period = f"""CASE WHEN environment_id = {edited} OR (environment_id, service_id) IN (
+                 SELECT environment_id, service_id FROM pandora.environment_service WHERE max_request IS NULL)
+                 THEN 0 ELSE period END AS period"""
     empty("every unit of the log is in the ledger, in its period", f"""
         SELECT * FROM (SELECT environment_id, service_id, {period}, sum(units) AS units FROM pandora.request_logs
                         WHERE units > 0 GROUP BY 1, 2, 3) r
           FULL JOIN (SELECT environment_id, service_id, {period}, sum(used_delta) AS units FROM pandora.quota_ledger
                       WHERE kind = 'hops' GROUP BY 1, 2, 3 HAVING sum(used_delta) > 0) l USING (environment_id, service_id, period)
          WHERE r.units IS DISTINCT FROM l.units""")
-    kinds = column("SELECT DISTINCT kind FROM pandora.quota_ledger")
+    kinds = column(f"SELECT DISTINCT kind FROM pandora.quota_ledger WHERE environment_id <> {edited}")
     assert kinds <= {"opened", "hops", "flow"}, f"nothing was lost, nothing was used that was not held: {kinds}"
     empty("flows that ended twice", """
         SELECT reservation_id FROM pandora.quota_ledger WHERE kind = 'flow' GROUP BY 1 HAVING count(*) > 1""")
@@ -249,28 +214,33 @@ def expect_balanced(binary, postgres, told, upstream, killed):
     return len(charged), len(committed)
 
 
-def burn(binary, services, directory, seconds, count):
+def burn(binary, services, directory, seconds, count, **options):
     """Load and chaos for so long, then the books."""
     upstream = ScriptedUpstream()
     site = Site(binary, services, directory, configuration(services, upstream=f"127.0.0.1:{upstream.port}"), nodes=3)
     try:
+        command = kit.Pandora(binary, site.postgres.url())
         environments = [site.tenants.environment(orders=limit) for limit in (200, 2_000, 20_000, None)]
-        turning = site.tenants.environment(orders=100)
+        turning, edited = site.tenants.environment(orders=100), site.tenants.environment(orders=None)
         told = Told()
-        with clients(site, [*environments, turning], count, told):
+        with clients(site, [*environments, turning, edited], count, told, **options):
             kit.eventually(lambda: len(told.served) > 100, 30, "there is load")
-            chaos = [Chaos((0.5, 2.5), lambda: kill_a_gateway(site)), Chaos((2, 6), lambda: stop_postgresql(site)),
-                     Chaos((2, 4), lambda: turn_the_period(site, turning))]
+            troubles = [
+                chaos.Chaos((0.5, 2.5), chaos.kill_a_gateway, site), chaos.Chaos((1, 5), chaos.pause_a_gateway, site),
+                chaos.Chaos((2, 6), chaos.stop_postgresql, site), chaos.Chaos((2, 6), chaos.stall_postgresql, site),
+                chaos.Chaos((1, 4), upstream.cut), chaos.Chaos((2, 4), chaos.turn_the_period, site, turning),
+                chaos.Chaos((0.5, 2), chaos.edit_the_limit, command, edited)]
             time.sleep(seconds)
-            for one in chaos:
+            for one in troubles:
                 one.stop()
         for gateway in site.gateways:
             assert gateway.running(), gateway.log()[-4000:]
             assert gateway.stop(60) == 0
-        charged, committed = expect_balanced(binary, site.postgres, told, upstream, killed=True)
+        charged, committed = expect_balanced(binary, site.postgres, told, upstream, killed=True, edited=edited.id)
         assert charged > 100 and committed > 20, (charged, committed, told.codes)
-        assert all(one.count > 0 for one in chaos)
-        print(f"{charged} charged, {committed} committed, {[one.count for one in chaos]} kills, outages and resets; {told.codes}")
+        counts = {one.action.__name__: one.count for one in troubles}
+        assert all(counts.values()), counts
+        print(f"{charged} charged, {committed} committed, {counts}; {told.codes}")
     finally:
         site.remove()
         upstream.close()
@@ -284,7 +254,7 @@ def test_fire(binary, services, tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(7 * 86_400)
 def test_long_fire(binary, services, tmp_path):
-    burn(binary, services, tmp_path, int(os.environ.get("PANDORA_LONG_SECONDS", "600")), 300)
+    burn(binary, services, tmp_path, int(os.environ.get("PANDORA_LONG_SECONDS", "600")), 2_000, slow=4)
 
 
 # ---- Exhaustion -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """An upstream that does what it is told, byte by byte, and remembers what it was asked."""
 
 import collections
+import contextlib
 import json
 import socket
 import struct
@@ -79,14 +80,15 @@ class ScriptedUpstream:
     """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time.
 
     /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `units` (X-Units, several with |), `empty` (no
-    body), `hold`: a name that it waits for until `release(name)`, and `gate`: the same in the middle of its body.
+    body), `wait`: seconds that it takes, `hold`: a name that it waits for until `release(name)`, and `gate`: the same in the middle
+    of its body.
     """
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self.listener.getsockname()[1]
         self.received, self.lock, self.connections = [], threading.Lock(), 0
-        self.gates = collections.defaultdict(threading.Event)
+        self.gates, self.open = collections.defaultdict(threading.Event), set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
@@ -96,6 +98,14 @@ class ScriptedUpstream:
         """Requests whose target has the token."""
         with self.lock:
             return [one for one in self.received if token.encode() in one.target]
+
+    def cut(self):
+        """Ends every connection, whatever is under way there."""
+        with self.lock:
+            connections = list(self.open)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def release(self, name):
         """Lets requests to /say that hold on this name have their answers."""
@@ -113,6 +123,8 @@ class ScriptedUpstream:
     def _serve(self, connection, number):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream = connection.makefile("rb")
+        with self.lock:
+            self.open.add(connection)
         try:
             while head := self._head(stream):
                 request = Received(head, number)
@@ -123,6 +135,8 @@ class ScriptedUpstream:
         except (OSError, ValueError):
             pass
         finally:
+            with self.lock:
+                self.open.discard(connection)
             stream.close()
             connection.close()
 
@@ -169,6 +183,7 @@ class ScriptedUpstream:
 
     def _say(self, connection, request):
         said = dict(urllib.parse.parse_qsl(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+        time.sleep(float(said.get("wait", 0)))
         if "hold" in said:
             self.gates[said["hold"]].wait(30)
         body = b"" if "empty" in said else b"said"
