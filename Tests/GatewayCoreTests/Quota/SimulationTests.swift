@@ -8,10 +8,11 @@ import Testing
 /// Seeds that run with every suite.  `PANDORA_SIMULATION_SEEDS=FIRST-LAST` runs others, and
 /// `PANDORA_SIMULATION_STEPS` more of each; a failure names seed and step and replays exactly.
 @Suite struct SimulationTests {
+    static let always: ClosedRange<UInt64> = 1...8
     static let seeds: ClosedRange<UInt64> = {
-        guard let text = getenv("PANDORA_SIMULATION_SEEDS").map({ String(cString: $0) }) else { return 1...8 }
+        guard let text = getenv("PANDORA_SIMULATION_SEEDS").map({ String(cString: $0) }) else { return always }
         let ends = text.split(separator: "-").compactMap { UInt64($0) }
-        guard let first = ends.first, let last = ends.last, first <= last else { return 1...8 }
+        guard let first = ends.first, let last = ends.last, first <= last else { return always }
         return first...last
     }()
     static let steps = getenv("PANDORA_SIMULATION_STEPS").flatMap { Int(String(cString: $0)) } ?? 6_000
@@ -19,6 +20,8 @@ import Testing
     @Test(arguments: seeds) func unitsAreNeverSoldTwice(_ seed: UInt64) throws {
         let simulation = Simulation(seed: seed)
         try simulation.run(steps: Self.steps)
+        // Others may be nothing but misfortune.
+        guard Self.always.contains(seed) else { return }
         #expect(simulation.admitted > 0 && simulation.refused > 0)
         #expect(simulation.flowsStarted > 0 && simulation.flowsCommitted > 0)
     }
@@ -53,6 +56,7 @@ import Testing
         options.periodLength = seed.isMultiple(of: 2) ? nil : 20_000_000
         let simulation = Simulation(seed: seed, options: options)
         try simulation.run(steps: Self.steps)
+        guard Self.always.contains(seed) else { return }
         #expect(simulation.flowsStarted > 0 && simulation.flowsCommitted > 0 && simulation.flowsRefused > 0)
     }
 
