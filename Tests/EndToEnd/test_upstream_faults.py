@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 import kit
-from wire import Cut, Wire, ask, request
+from wire import Answer, Cut, Wire, ask, request
 
 
 def refused(gateway, log, answer, status, code, attempts=None):
@@ -84,6 +84,76 @@ def test_answer_before_the_body_was_read_is_passed_on(gateway, key, log):
         assert (answer.status, answer.body) == (403, b"early")
         assert answer["connection"] == "close", "the rest of the body is not the next request"
     assert log.row(answer.id)["execution_status"] == "client_error"
+
+
+def begun(wire):
+    """The head of an answer whose end is not to come yet."""
+    answer = Answer(wire._until(b"\r\n\r\n"))
+    assert answer.status == 200, answer
+    return answer
+
+
+def completed(wire, answer, log):
+    """The row of an answer that came whole after all, and is charged."""
+    wire._read_body(answer, "POST")
+    assert answer.body == b"early"
+    row = log.row(answer.id)
+    assert (row["execution_status"], row["status_code"], row["units"]) == ("success", 200, 1), row
+
+
+def test_answer_that_comes_before_the_body_is_whole_only_with_its_hop(gateway, tenants, log):
+    """Until the request has ended there is no hop: a gateway that is killed now must not owe the log a whole answer."""
+    environment = tenants.environment(orders=10)
+    with Wire(gateway.port) as wire:
+        wire.send(request("POST", "/early", "Content-Length: 5000", key=environment.key), b"a" * 1000)
+        answer = begun(wire)
+        wire.socket.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            wire.data += wire.socket.recv(5)
+        assert wire.data == b""
+        wire.socket.settimeout(10)
+        wire.send(b"a" * 4000)
+        completed(wire, answer, log)
+        assert wire.send(request("GET", "/echo", key=environment.key)).read().status == 200
+    kit.eventually(lambda: log.quota(environment, "orders") == [2, 8, 0, 2])
+
+
+def test_upstream_that_leaves_after_its_whole_answer_is_charged(gateway, tenants, raw, log):
+    environment, token = tenants.environment(orders=10), uuid.uuid4().hex
+    with Wire(gateway.port) as wire:
+        wire.send(request("POST", f"/early?gate={token}", "Content-Length: 5000", key=environment.key), b"a" * 1000)
+        answer = begun(wire)
+        raw.release(token)
+        wire.send(b"a" * 4000)
+        completed(wire, answer, log)
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 9, 0, 1])
+
+
+def test_request_that_breaks_off_after_the_whole_answer_is_charged(gateway, tenants, log):
+    environment = tenants.environment(orders=10)
+    with Wire(gateway.port) as wire:
+        wire.send(request("POST", "/early", "Transfer-Encoding: chunked", key=environment.key), b"5\r\nhello\r\n")
+        answer = begun(wire)
+        wire.send(b"no chunk\r\n")
+        completed(wire, answer, log)
+        assert wire.socket.recv(1) == b"", "what follows is not to be trusted"
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 9, 0, 1])
+
+
+def test_request_that_breaks_off_amid_the_answer_is_charged(gateway, tenants, log):
+    """All that the client lacks is the end of the answer, which the gateway passes on once the request has ended."""
+    environment = tenants.environment(orders=10)
+    with Wire(gateway.port) as wire:
+        wire.send(request("POST", "/early?chunked", "Transfer-Encoding: chunked", key=environment.key), b"5\r\nhello\r\n")
+        answer = begun(wire)
+        assert wire._until(b"early\r\n") == b"5\r\n"
+        wire.send(b"no chunk\r\n")
+        while wire._more():
+            pass
+        assert wire.data == b"", "it never looks complete"
+    row = log.row(answer.id)
+    assert (row["execution_status"], row["status_code"], row["units"]) == ("client_error", 200, 1), row
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 9, 0, 1])
 
 
 def test_upstream_that_drops_a_body_is_502(gateway, key, log):

@@ -75,6 +75,10 @@ class Received:
     def all(self, name):
         return [value for field, value in self.fields if field.lower() == name.lower()]
 
+    @property
+    def query(self):
+        return dict(urllib.parse.parse_qsl(self.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+
 
 class ScriptedUpstream:
     """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time.
@@ -82,6 +86,9 @@ class ScriptedUpstream:
     /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `units` (X-Units, several with |), `empty` (no
     body), `wait`: seconds that it takes, `hold`: a name that it waits for until `release(name)`, and `gate`: the same in the middle
     of its body.
+
+    /early has answered before it reads the request's body; with a `gate` it never does, and resets the connection then;
+    `chunked` is how its answer is framed.
     """
 
     def __init__(self):
@@ -155,6 +162,8 @@ class ScriptedUpstream:
         if path == "/raw/early":
             self._play(connection, stream, request, SCRIPTS["early"])
             return False
+        if path == "/early":
+            return self._early(connection, stream, request)
         if path == "/drop-body":
             stream.read(1000)
             return False
@@ -181,8 +190,19 @@ class ScriptedUpstream:
         connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(answer) + (b"" if request.method == b"HEAD" else answer))
         return True
 
+    def _early(self, connection, stream, request):
+        chunks = b"Transfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n"
+        connection.sendall(OK + (chunks if "chunked" in request.query else b"Content-Length: 5\r\n\r\nearly"))
+        if gate := request.query.get("gate"):
+            self.gates[gate].wait(30)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        self._body(stream, request)
+        request.is_complete = True
+        return True
+
     def _say(self, connection, request):
-        said = dict(urllib.parse.parse_qsl(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+        said = request.query
         time.sleep(float(said.get("wait", 0)))
         if "hold" in said:
             self.gates[said["hold"]].wait(30)

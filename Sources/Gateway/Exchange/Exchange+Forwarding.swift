@@ -137,6 +137,10 @@ extension Exchange {
         }
     }
 
+    /// The upstream has sent all that its head announced, perhaps before it has taken all of the request: whatever fails after
+    /// that, the answer is complete.
+    var isAnswerWhole: Bool { machine.phase == .streaming && framing != .tunnel && !isMoreToCome }
+
     /// Whether the upstream is to be held back. Where the answers before this one filled the connection nobody else says it.
     var mustHoldBack: Bool { isMoreToCome && connection?.isWritable == false }
 }
@@ -206,9 +210,12 @@ extension Exchange {
         framing = answer.framing
         if case .length(let length) = framing { answerLeft = length }
         if framing == .close { keepsAlive = false }
-        connection?.write(answer.bytes)
-        // What completes an answer waits until its hop is in the spool.
-        if framing != .empty, framing != .length(0) { connection?.flushSoon() }
+        if isAnswerWhole {
+            completion = answer.bytes
+        } else {
+            connection?.write(answer.bytes)
+            connection?.flushSoon()
+        }
         if mustHoldBack { holdUpstreamBack() }
     }
 
@@ -218,8 +225,12 @@ extension Exchange {
         case .empty, .tunnel: return
         case .length:
             answerLeft -= Int64(bytes.readableBytes)
-            connection?.write(bytes)
-            if answerLeft > 0 { connection?.flushSoon() }
+            if isAnswerWhole {
+                completion = bytes
+            } else {
+                connection?.write(bytes)
+                connection?.flushSoon()
+            }
         case .close:
             connection?.write(bytes)
             connection?.flushSoon()
@@ -236,7 +247,7 @@ extension Exchange {
     func answerComplete(attempts: Int) {
         self.attempts += attempts
         if framing == .chunked {
-            connection?.write(AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator))
+            completion = AnswerHead.lastChunk(trailers, hiding: plan?.unitsHeader, allocator: worker.allocator)
         }
         if !isRequestComplete { keepsAlive = false }
         conclude(machine.upstreamCompleted())
@@ -244,6 +255,7 @@ extension Exchange {
 
     func upstreamFailed(_ error: TransferError) {
         attempts += error.attempts
+        if isAnswerWhole { return answerComplete(attempts: 0) }
         if mayTryAnother(error) { return forward() }
         worker.noteFailure(error, plan!)
         refuse(reason(for: error))

@@ -18,7 +18,7 @@ extension Exchange {
         firstByteAt = worker.reactor.now
         let answer = AnswerHead(head, isHead: false, own: own(), hiding: plan?.unitsHeader, allocator: worker.allocator)
         framing = answer.framing
-        connection?.write(answer.bytes)
+        completion = answer.bytes
         conclude(machine.upstreamCompleted())
     }
 }

@@ -54,6 +54,8 @@ final class Exchange {
     var answerBytes: Int64 = 0
     var trailers: TransferHead?
     var firstByteAt: NIODeadline?
+    /// What completes the answer. It leaves once the hop is in the spool, and not at all where that takes none.
+    var completion: ByteBuffer?
     var keepsAlive: Bool
     /// Place in the spool is kept for the hop.
     var hasPlace = false
@@ -180,6 +182,11 @@ final class Exchange {
             lateFailure = reason
             return
         }
+        if isAnswerWhole {
+            // What breaks off is the rest of the request.
+            keepsAlive = false
+            return conclude(machine.upstreamCompleted())
+        }
         guard settlement(status: nil, wish: nil) != nil, machine.phase == .forwarding else { return refuseNow(reason) }
         settleFlow(status: nil, wish: nil) { [self] in refuseNow(reason) }
     }
@@ -204,7 +211,7 @@ final class Exchange {
         let problem = AnswerHead(
             problem: reason, requestID: id, own: own(), date: worker.date, isHead: head.method == "HEAD", allocator: worker.allocator)
         firstByteAt = worker.reactor.now
-        connection?.write(problem.bytes)
+        completion = problem.bytes
     }
 
     func own() -> AnswerHead.Own {
@@ -236,10 +243,15 @@ final class Exchange {
         self.connection = nil
         let tunnel = tunnel
         self.tunnel = nil
+        let completion = completion
+        self.completion = nil
         if ending.cutsAnswer || isUnaccounted {
             tunnel?.cancel()
             connection?.cut(framing == .close ? .resetting : .closing)
-        } else if let tunnel, framing == .tunnel {
+            return
+        }
+        if let completion { connection?.write(completion) }
+        if let tunnel, framing == .tunnel {
             if let connection { connection.becomeTunnel(tunnel) } else { tunnel.cancel() }
         } else {
             connection?.exchangeEnded(keepsAlive: keepsAlive)

@@ -83,7 +83,7 @@ extension Exchange {
         let answer = AnswerHead(json: body, own: own(), date: worker.date, isHead: head.method == "HEAD", allocator: worker.allocator)
         firstByteAt = worker.reactor.now
         answerBytes = head.method == "HEAD" ? 0 : Int64(body.count)
-        connection?.write(answer.bytes)
+        completion = answer.bytes
         conclude(machine.answeredByGateway(status: 200))
     }
 }

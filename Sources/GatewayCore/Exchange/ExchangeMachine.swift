@@ -152,8 +152,10 @@ public struct ExchangeMachine: Sendable {
     public mutating func upstreamFailed(_ reason: Reason, attempts: Int) -> Ending {
         let isStreaming = phase == .streaming
         if !isStreaming, phase != .settling { expect(.forwarding) }
-        // What is charged always is charged for having reached the upstream at all; everything else is given back.
-        let charged = charge == .always && attempts > 0 ? units : 0
+        // What is charged always is charged for having reached the upstream at all. A client that breaks its request off after
+        // the head pays like one that goes, or it would have answers for nothing. Everything else is given back.
+        let isBroken = reason.refusal.blamesClient && upstreamStatus.map(charges) ?? false
+        let charged = isBroken || charge == .always && attempts > 0 ? units : 0
         var ending = end(ExecutionStatus(reason.refusal), statusCode: reason.refusal.status, charge: charged)
         ending.refusal = reason.refusal
         if isStreaming { (ending.statusCode, ending.cutsAnswer) = (upstreamStatus, true) }

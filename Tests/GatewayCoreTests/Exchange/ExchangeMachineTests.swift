@@ -170,7 +170,21 @@ import Testing
         var after = forwarding()
         after.upstreamAnswered(status: 200)
         let ending = after.refused(.init(.bodyTooLarge), attempts: 1)
-        #expect(ending.cutsAnswer && ending.charge == 0 && ending.status == .clientError)
+        #expect(ending.cutsAnswer && ending.status == .clientError)
+    }
+
+    /// quota.md, 6: who breaks a request off after the head is charged like who goes away; what the gateway cuts is given back.
+    @Test(arguments: [
+        (Refusal.bodyTooLarge, UInt16(200), Int64(1)), (.requestMalformed, 200, 1), (.requestTimeout, 200, 1), (.requestTimeout, 500, 0),
+        (.draining, 200, 0), (.upstreamTimeout, 200, 0),
+    ])
+    func aClientThatBreaksItsRequestOffAfterTheHeadPays(_ refusal: Refusal, _ status: UInt16, _ charge: Int64) {
+        var streaming = forwarding()
+        streaming.upstreamAnswered(status: status)
+        let ending = streaming.refused(.init(refusal), attempts: 1)
+        #expect(ending.charge == charge && ending.cutsAnswer && ending.statusCode == status)
+        var before = forwarding()
+        #expect(before.refused(.init(refusal), attempts: 1).charge == 0)
     }
 
     // MARK: Flows
