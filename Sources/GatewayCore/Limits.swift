@@ -61,8 +61,7 @@ public enum Limits {
     public static let batchRows = 5_000
     public static let batchBytes = 1 << 20
     public static let batchTime = Duration.milliseconds(250)
-    /// Refusals logged one row each, per second, node and reason, shared by the node's workers (each has one at least);
-    /// above it they are compressed.
+    /// Refusals logged one row each, per second, node and reason; above it they are compressed.
     public static let refusalRowsPerSecond = 100
 
     // Flows.

@@ -203,6 +203,14 @@ def test_no_route(gateway, key, log):
     assert row["execution_status"] == "client_error" and row["route"] is None
 
 
+def test_refusals_of_one_connection_have_rows_of_their_own(make_gateway, log):
+    """A hundred a second of a reason have, over all workers of a node: one of them is not short of rows that the others leave."""
+    gateway = make_gateway("crowded", workers=8)
+    with Wire(gateway.port) as wire:
+        ids = {wire.send(request("GET", "/echo")).read().id for _ in range(80)}
+    kit.eventually(lambda: len(ids) == 80 and ids <= log.ids("unauthorized_reason = 'KEY_MISSING'"), what="all of them have rows")
+
+
 def test_row_of_a_success(gateway, environment, log):
     answer = ask(gateway.port, "POST", "/echo?secret=1", key=environment.key, body=b"12345")
     row = log.row(answer.id)

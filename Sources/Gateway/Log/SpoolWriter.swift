@@ -23,8 +23,8 @@ public struct SpoolSettings: Sendable {
     /// Bytes that may wait to be shipped.
     public var bound: Int64 = 1 << 30
     public var segmentBytes: Int64 = 16 << 20
-    /// Refusals of one reason that are logged one by one in a second, of this worker.
-    public var refusalsPerSecond = 100
+    /// Refusals that are logged one by one; shared by the workers of a node.
+    public var refusals = RefusalRows(perSecond: Limits.refusalRowsPerSecond)
 
     public init(root: String, node: String) {
         self.root = root
@@ -86,7 +86,7 @@ public final class SpoolWriter: TurnHook {
         if settings.sync == .always { try Directory.sync(directory.path) }
         self.settings = settings
         self.reactor = reactor
-        compressor = RefusalCompressor(rowsPerSecond: settings.refusalsPerSecond)
+        compressor = RefusalCompressor(settings.refusals)
         buffer = .allocate(byteCount: Self.bufferBytes, alignment: 16)
         syncer = settings.sync == .interval ? SpoolSyncer(directory.path, progress) : nil
         syncer?.watch(segment.path)

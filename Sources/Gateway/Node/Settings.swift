@@ -4,8 +4,7 @@ internal import NIOCore
 // What the configuration says, in the terms of the parts that it is for.
 
 extension SpoolSettings {
-    /// - Parameter workers: of the node, which share what it may do a second.
-    init(_ spool: GatewayCore.SpoolSettings, node: String, workers: Int) {
+    init(_ spool: GatewayCore.SpoolSettings, node: String, refusals: RefusalRows) {
         self.init(root: spool.directory, node: node)
         sync =
             switch spool.sync {
@@ -14,7 +13,7 @@ extension SpoolSettings {
             case .always: .always
             }
         bound = Int64(spool.size)
-        refusalsPerSecond = max(1, Limits.refusalRowsPerSecond / workers)
+        self.refusals = refusals
     }
 }
 

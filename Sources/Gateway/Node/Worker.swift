@@ -58,6 +58,7 @@ final class Worker: TurnHook, @unchecked Sendable {
         var database: PostgresConfiguration
         var nodeName: String
         var secret: [UInt8]
+        var refusals = RefusalRows(perSecond: Limits.refusalRowsPerSecond)
         var report: @Sendable (NodeEvent) -> Void
     }
 
@@ -74,7 +75,7 @@ final class Worker: TurnHook, @unchecked Sendable {
         // What a paused transfer keeps twice: in the buffer and in libcurl's copy of what was not taken.
         configuration.receiveBufferBytes = Self.windowBytes / 2
         curl = try CurlClient(on: reactor, configuration: configuration)
-        spool = try SpoolWriter(SpoolSettings(boot.spool, node: parts.nodeName, workers: Node.workers(boot)), on: reactor)
+        spool = try SpoolWriter(SpoolSettings(boot.spool, node: parts.nodeName, refusals: parts.refusals), on: reactor)
         database = PostgresClient(parts.database, role: .pipeline, on: reactor)
         keys = KeyResolver(on: reactor, session: KeySession(database), limits: KeyCache.Limits(boot.keys))
         quota = QuotaKeeper(on: reactor, limits: LeaseLimits(boot.quota))

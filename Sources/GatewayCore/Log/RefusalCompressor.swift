@@ -1,5 +1,6 @@
 /// Keeps a flood of refused requests out of the log without losing count: up to so many rows a second of each reason go
-/// through, the rest become one row per second, reason and network (/24 or /64) that says how many it stands for.
+/// through (``RefusalRows``), the rest become one row per second, reason and network (/24 or /64) that says how many it stands
+/// for.
 ///
 /// A value without a clock: `now` is microseconds of any clock that does not go back.
 public struct RefusalCompressor: Sendable {
@@ -18,27 +19,23 @@ public struct RefusalCompressor: Sendable {
         var network: RemoteAddress?
     }
 
-    private let rowsPerSecond: Int
+    private let rows: RefusalRows
     private let groupsMax: Int
     private var second: Int64 = .min
-    private var logged = [Int](repeating: 0, count: 256)
     private var groups: [GroupKey: HopRecord] = [:]
 
     /// - Parameters:
-    ///   - rowsPerSecond: rows of one reason that are logged one by one in a second.
+    ///   - rows: that are logged one by one.
     ///   - groupsMax: networks told apart in one second; those beyond share a group for each reason.
-    public init(rowsPerSecond: Int = 100, groupsMax: Int = 1_000) {
-        self.rowsPerSecond = rowsPerSecond
+    public init(_ rows: RefusalRows, groupsMax: Int = 1_000) {
+        self.rows = rows
         self.groupsMax = groupsMax
     }
 
     /// Judges the record of a refused request. Call `takeDue` first: groups of an older second must be out.
     public mutating func judge(_ record: HopRecord, reason: Refusal, now: Int64) -> Verdict {
         enter(now)
-        if logged[Int(reason.rawValue)] < rowsPerSecond {
-            logged[Int(reason.rawValue)] += 1
-            return .log
-        }
+        if rows.take(reason, second: second) { return .log }
         var key = GroupKey(reason: reason, network: record.remoteAddress?.network)
         if groups[key] == nil, groups.count >= groupsMax { key.network = nil }
         guard let index = groups.index(forKey: key) else {
@@ -70,6 +67,5 @@ public struct RefusalCompressor: Sendable {
         guard current != second else { return }
         precondition(groups.isEmpty, "takeDue comes before judge")
         second = current
-        for index in logged.indices { logged[index] = 0 }
     }
 }

@@ -201,7 +201,7 @@ private func read(_ bytes: [UInt8], at position: Int64) -> Frame.Reading {
     }
 
     @Test func nothingIsUncounted() {
-        var compressor = RefusalCompressor(rowsPerSecond: 100, groupsMax: 10)
+        var compressor = RefusalCompressor(RefusalRows(perSecond: 100), groupsMax: 10)
         var random = SeededRandom(11)
         var (sent, logged, rows): (UInt32, UInt32, Int) = (0, 0, 0)
         var now: Int64 = 0
@@ -229,7 +229,7 @@ private func read(_ bytes: [UInt8], at position: Int64) -> Frame.Reading {
     }
 
     @Test func groupsAreNetworks() throws {
-        var compressor = RefusalCompressor(rowsPerSecond: 1)
+        var compressor = RefusalCompressor(RefusalRows(perSecond: 1))
         #expect(compressor.judge(refused(0x0a00_0001), reason: .keyInvalid, now: 0) == .log)
         #expect(compressor.judge(refused(0x0a00_0002), reason: .keyInvalid, now: 1) == .opened)
         #expect(compressor.judge(refused(0x0a00_0003), reason: .keyInvalid, now: 2) == .counted)
@@ -246,15 +246,41 @@ private func read(_ bytes: [UInt8], at position: Int64) -> Frame.Reading {
     }
 
     @Test func networksBeyondWhatASecondTellsApartShareAGroup() throws {
-        var compressor = RefusalCompressor(rowsPerSecond: 0, groupsMax: 3)
+        var compressor = RefusalCompressor(RefusalRows(perSecond: 0), groupsMax: 3)
         for network in 0..<10 { _ = compressor.judge(refused(UInt32(network) << 8), reason: .keyInvalid, now: 0) }
         let groups = compressor.takeDue(now: 1_000_000)
         #expect(groups.count == 4 && groups.map(\.repeats).reduce(0, +) == 10)
         #expect(groups.filter { $0.remoteAddress == nil }.map(\.repeats) == [7])
     }
 
+    /// quota.md, 4: so many a second of each reason for the whole node, whichever of its workers gets them.
+    @Test func workersShareTheRowsOfASecond() {
+        let rows = RefusalRows(perSecond: 100)
+        var workers = (0..<3).map { _ in RefusalCompressor(rows) }
+        func logged(_ count: Int, by worker: Int, _ reason: Refusal = .keyInvalid, at now: Int64) -> Int {
+            _ = workers[worker].takeDue(now: now)
+            return (0..<count).filter { _ in workers[worker].judge(refused(1), reason: reason, now: now) == .log }.count
+        }
+        #expect(logged(90, by: 0, at: 5_000_000) == 90)
+        #expect(logged(90, by: 1, at: 5_500_000) == 10)
+        #expect(logged(90, by: 2, .keyMissing, at: 5_600_000) == 90)
+        #expect(logged(70, by: 2, at: 6_000_001) == 70)
+        // Its turn began before the second of the others.
+        #expect(logged(70, by: 1, at: 5_999_999) == 30)
+        #expect(logged(200, by: 0, at: 7_000_000) == 100)
+    }
+
+    @Test func rowsAreTakenOnceByManyThreads() async {
+        let rows = RefusalRows(perSecond: 1_000)
+        let taken = await withTaskGroup(of: Int.self) { group in
+            for _ in 0..<8 { group.addTask { (0..<1_000).filter { _ in rows.take(.keyInvalid, second: 9) }.count } }
+            return await group.reduce(0, +)
+        }
+        #expect(taken == 1_000)
+    }
+
     @Test func aCountNeverWraps() {
-        var compressor = RefusalCompressor(rowsPerSecond: 0)
+        var compressor = RefusalCompressor(RefusalRows(perSecond: 0))
         var hop = refused(1)
         hop.repeats = .max - 1
         for _ in 0..<3 { _ = compressor.judge(hop, reason: .keyInvalid, now: 0) }

@@ -175,19 +175,20 @@ extension SpoolDirectory {
     }
 }
 
-/// Puts /dev/full in the place of a file that this process has open: the kernel refuses every write to it, as on a full disk.
+/// Puts a device in the place of a file that this process has open: to /dev/full the kernel refuses every write, as on a full
+/// disk.
 struct RefusingDisk {
     private let path: String
     private let descriptors: [CInt]
 
-    init(of path: String) throws {
+    init(of path: String, device: String = "/dev/full") throws {
         self.path = path
         descriptors = try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").compactMap { name in
             let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/\(name)")
             return target == path ? CInt(name) : nil
         }
         guard !descriptors.isEmpty else { throw NeverHappened(description: "never: \(path) is open") }
-        replace(by: "/dev/full")
+        replace(by: device)
     }
 
     func mend() { replace(by: path) }

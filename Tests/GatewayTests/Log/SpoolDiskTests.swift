@@ -106,7 +106,7 @@ import Testing
 
     @Test func refusalsThatFindNoPlaceAreAllCounted() async throws {
         let root = TemporaryFolder()
-        let worker = try await SpoolWorker(root) { $0.refusalsPerSecond = 1 }
+        let worker = try await SpoolWorker(root) { $0.refusals = RefusalRows(perSecond: 1) }
         var hops = Hops()
         try await worker.append(hops.plain(1))
         let disk = try RefusingDisk(of: worker.segment(0))
@@ -185,6 +185,43 @@ import Testing
         try await worker.append(records)
         #expect(try await worker.on { $0.isWritten })
         #expect(try await worker.contents().ids == records.map(\.id))
+        try await worker.close()
+    }
+
+    /// /dev/null takes every byte and cannot sync.
+    @Test(arguments: [Gateway.SpoolSettings.Sync.none, .always]) func answersWaitForASyncThatFails(
+        _ sync: Gateway.SpoolSettings.Sync
+    ) async throws {
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root) { $0.sync = sync }
+        var hops = Hops()
+        let records = hops.plain(3)
+        try await worker.append([records[0]])
+        #expect(try await worker.on { $0.isWritten })
+        let disk = try RefusingDisk(of: worker.segment(0), device: "/dev/null")
+        try await worker.append([records[1]])
+        let waits = sync == .always
+        #expect(try await worker.on { $0.isWritten } == !waits)
+        #expect((worker.progress.failures > 0) == waits)
+        disk.mend()
+        guard waits else { return try await worker.close() }
+        // The kernel may have dropped what it could not write: all of it is written again.
+        try await eventually("it is on the disk") { try await worker.on { $0.isWritten } }
+        try await worker.append([records[2]])
+        #expect(try await worker.contents().ids == records.map(\.id))
+        try await worker.close()
+    }
+
+    @Test func withSyncIntervalTheDiskIsAskedForItByAndBy() async throws {
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root) { $0.sync = .interval }
+        var hops = Hops()
+        try await worker.append(hops.plain(1))
+        let segment = worker.segment(0)
+        try FileManager.default.moveItem(atPath: segment, toPath: segment + ".aside")
+        try FileManager.default.createSymbolicLink(atPath: segment, withDestinationPath: "/dev/null")
+        try await eventually("it was asked, and could not") { worker.progress.failures > 0 }
+        #expect(try await worker.on { $0.isWritten && $0.reserve() })
         try await worker.close()
     }
 

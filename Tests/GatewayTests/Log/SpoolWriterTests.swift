@@ -31,13 +31,6 @@ import Testing
         try await worker.close()
     }
 
-    /// quota.md, 4: so many a second of each reason for the whole node.
-    @Test(arguments: [(1, 100), (2, 50), (3, 33), (16, 6), (100, 1), (256, 1)])
-    func workersShareTheRowsOfRefusals(_ workers: Int, _ rows: Int) {
-        let settings = Gateway.SpoolSettings(GatewayCore.SpoolSettings(), node: "n", workers: workers)
-        #expect(settings.refusalsPerSecond == rows)
-    }
-
     @Test func segmentsFollowEachOtherAndSpaceIsThereAhead() async throws {
         let root = TemporaryFolder()
         let worker = try await SpoolWorker(root)
@@ -183,7 +176,7 @@ import Testing
 
     @Test func theEndOfTheSpoolLeavesNoRefusalUncounted() async throws {
         let root = TemporaryFolder()
-        let worker = try await SpoolWorker(root) { $0.refusalsPerSecond = 1 }
+        let worker = try await SpoolWorker(root) { $0.refusals = RefusalRows(perSecond: 1) }
         var hops = Hops()
         try await worker.append((0..<100).map { _ in hops.refused(from: 1) })
         try await worker.close()
@@ -192,7 +185,7 @@ import Testing
 
     @Test func aRequestThatWasForwardedIsNeverCompressed() async throws {
         let root = TemporaryFolder()
-        let worker = try await SpoolWorker(root) { $0.refusalsPerSecond = 1 }
+        let worker = try await SpoolWorker(root) { $0.refusals = RefusalRows(perSecond: 1) }
         var hops = Hops()
         let records = (0..<50).map { _ in
             var hop = hops.plain()
