@@ -41,6 +41,8 @@ final class ShippedSpool {
     var retryAt: NIODeadline?
     /// When its few frames have waited long enough for more.
     var dueAt: NIODeadline?
+    /// Frames that were set aside of the piece at an offset, and the size of the file before that.
+    private var aside: (start: Int64, frames: Int, sizeBefore: Int64?)?
     /// When segments were first seen shipped, by their beginning.
     private var shippedAt: [Int64: NIODeadline] = [:]
 
@@ -64,12 +66,31 @@ final class ShippedSpool {
 
     var end: Int64 { progress?.writtenTo ?? recoveredEnd }
 
-    /// Keeps frames that nobody takes for people to look at.
-    func reject(_ bytes: some Collection<UInt8>) {
-        guard let file = try? FileDescriptor(directory.rejectedPath, flags: O_RDWR | O_CREAT) else { return }
-        let end = file.size
-        guard end < SpoolDirectory.rejectedMax else { return }
-        Array(bytes).withUnsafeBytes { try? file.write($0, at: end) }
+    /// Keeps frames that nobody takes for people to look at: before their piece is shipped without them, since the answer to
+    /// that may be lost, and the process may die over it.
+    func setAside(_ frames: [Range<Int>], of piece: SpoolReader.Piece) {
+        if aside?.start == piece.start { takeBack() }
+        guard !frames.isEmpty else { return }
+        let file = try? FileDescriptor(directory.rejectedPath, flags: O_RDWR | O_CREAT)
+        aside = (piece.start, frames.count, file?.size)
+        guard let file, var end = aside?.sizeBefore else { return }
+        for range in frames where end < SpoolDirectory.rejectedMax {
+            Array(piece.bytes[range]).withUnsafeBytes { try? file.write($0, at: end) }
+            end += Int64(range.count)
+        }
+    }
+
+    /// The piece was not shipped.
+    func takeBack() {
+        if let size = aside?.sizeBefore { try? FileDescriptor(directory.rejectedPath, flags: O_RDWR).truncate(to: size) }
+        aside = nil
+    }
+
+    /// How many frames were set aside of what is shipped now; tells it once.
+    func takeRejected() -> Int {
+        guard let aside, aside.start < mark else { return 0 }
+        self.aside = nil
+        return aside.frames
     }
 
     /// The mark is where the database says.

@@ -21,6 +21,7 @@ extension Shipper {
     /// The mark is where the database says.
     private func moved(_ spool: ShippedSpool, to mark: Int64) {
         spool.move(to: mark)
+        tellRejected(spool)
         guard mark > spool.end else { return }
         onEvent?(.rolledBack(spool.id, mark: mark, end: spool.end))
         spool.state = .abandoned
@@ -37,12 +38,13 @@ extension Shipper {
             // A single frame that was refused twice is settled without its row.
             let isRejected = spool.refusals >= 2 && piece.frames.count == 1
             let (shipment, strange) = spool.cutter.cut(piece, epoch: epoch, withRows: !isRejected)
+            spool.setAside(isRejected ? piece.frames : strange, of: piece)
             target.ship(shipment) { [self] result in
                 switch result {
                 case .success(.shipped(let overrun, let moved)):
                     counters.overrun += overrun
                     counters.moved += moved
-                    shipped(spool, piece, rejected: isRejected ? piece.frames : strange)
+                    shipped(spool, piece)
                 case .success(.elsewhere):
                     // Whatever moved the mark, or if it is where we cut: not at once again.
                     pause(spool)
@@ -67,19 +69,15 @@ extension Shipper {
         return piece
     }
 
-    private func shipped(_ spool: ShippedSpool, _ piece: SpoolReader.Piece, rejected: [Range<Int>]) {
+    private func shipped(_ spool: ShippedSpool, _ piece: SpoolReader.Piece) {
         counters.batches += 1
         counters.frames += piece.frames.count
-        for range in rejected { spool.reject(piece.bytes[range]) }
-        if !rejected.isEmpty {
-            counters.rejected += rejected.count
-            onEvent?(.rejected(spool.id, frames: rejected.count))
-        }
         if piece.damaged > 0 {
             counters.damagedBytes += piece.damaged
             onEvent?(.damaged(spool.id, bytes: piece.damaged))
         }
         spool.mark = piece.end
+        tellRejected(spool)
         spool.progress?.shipped(to: piece.end, frames: Int64(piece.frames.count))
         if let framesMax = spool.framesMax {
             // Past the bad frame batches grow again; while it lies ahead it is met again and halved down to.
@@ -91,8 +89,16 @@ extension Shipper {
         finished()
     }
 
+    private func tellRejected(_ spool: ShippedSpool) {
+        let count = spool.takeRejected()
+        guard count > 0 else { return }
+        counters.rejected += count
+        onEvent?(.rejected(spool.id, frames: count))
+    }
+
     private func refused(_ spool: ShippedSpool, _ piece: SpoolReader.Piece, _ error: PostgresError) {
         guard error.blamesContents else { return failed(spool, error) }
+        spool.takeBack()
         onEvent?(.failed(spool.id, "\(error)"))
         spool.refusals += 1
         if spool.refusals >= 2, piece.frames.count > 1 {

@@ -220,6 +220,30 @@ import Testing
         try await worker.close()
     }
 
+    /// The frame that the log refuses is kept before its units are booked, so that it is not lost with the answer to that.
+    @Test func aLostAnswerLosesNoRejectedFrame() async throws {
+        let database = try await TestDatabase.withQuota(nil)
+        try await database.psql("ALTER TABLE pandora.request_logs ADD CONSTRAINT mean CHECK (path <> 'bad')")
+        let root = TemporaryFolder()
+        let worker = try await SpoolWorker(root)
+        let node = try await LogNode(database.url)
+        try await node.attach(worker)
+        try await node.drain()
+        try await node.tamper { $0.lostAnswers = 1 }
+        var hops = Hops()
+        let bad = hops.plain(path: "bad", units: 1)
+        try await worker.append([bad])
+        try await node.drain()
+        #expect(try await database.number("SELECT sum(frames) FROM pandora.quota_ledger WHERE rowless") == 1)
+        var frame = [UInt8](repeating: 0, count: Frame.maximumLength)
+        let length = frame.withUnsafeMutableBytes { bad.encode(into: $0, at: 0) }
+        #expect(try Data(contentsOf: URL(fileURLWithPath: worker.handle.directory.rejectedPath)) == Data(frame[..<length]))
+        #expect(try await node.counters().rejected == 1)
+        #expect(node.events.filter { $0 == .rejected(worker.id, frames: 1) }.count == 1)
+        try await node.end()
+        try await worker.close()
+    }
+
     @Test func aDeadlockIsTriedAgain() async throws {
         let database = try await TestDatabase.withQuota(nil)
         let root = TemporaryFolder()
