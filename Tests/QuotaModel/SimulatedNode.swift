@@ -9,7 +9,7 @@ struct SimulatedNode {
     /// The node's clock runs so far ahead of the simulation's.
     var clockOffset: Int64 = 0
     var pausedUntil: Int64 = 0
-    var epoch: Int64 = 0
+    var holder: SpoolHolder
 
     /// The current connection, nil while there is none; one number each.
     var connection: Int?
@@ -19,7 +19,6 @@ struct SimulatedNode {
     var timerAt: Int64 = .max
 
     var spool: [ModelFrame] = []
-    var shippedTo = 0
 
     struct Waiting {
         var want: QuotaWant
@@ -43,6 +42,14 @@ struct SimulatedNode {
     /// The store's last words about starts that wait.
     var flowEvidence: [ReservationID: FlowStartReply] = [:]
     var flowStarts: [UInt64: [FlowStart]] = [:]
+
+    init(spool: Int) { holder = SpoolHolder(spool: spool, epoch: 0) }
+}
+
+/// Who speaks to the store of a spool and its leases.
+struct SpoolHolder {
+    var spool: Int
+    var epoch: Int64
 }
 
 /// What a node does for a flow, from a client's request to its answer.
@@ -83,7 +90,7 @@ enum SimulationEvent {
     case report(Int, life: Int, request: Int)
     case finish(Int, life: Int, request: Int)
     case timer(Int, life: Int)
-    case request(Int, life: Int, epoch: Int64, connection: Int, StoreRequest)
+    case request(Int, life: Int, SpoolHolder, connection: Int, StoreRequest)
     case reply(Int, life: Int, connection: Int, StoreReply)
     case connect(Int, life: Int)
     case noticeLoss(Int, life: Int)
@@ -93,8 +100,10 @@ enum SimulationEvent {
     case flowWork(Int, FlowWork)
     case flowAnswer(Int, life: Int, FlowWork)
     case ship(Int, life: Int)
-    case shipped(Int, life: Int, epoch: Int64, from: Int, to: Int)
+    case shipped(Int, life: Int, SpoolHolder, from: Int, [ModelFrame])
     case restart(Int)
+    /// A process starts on a copy of a spool's disk, or on one that was set back.
+    case adopt(spool: Int, [ModelFrame])
     case sweep
     case chaos
 }

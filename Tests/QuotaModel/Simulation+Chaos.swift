@@ -6,6 +6,7 @@ extension Simulation {
         guard !isQuiet else { return }
         after(random.delay(options.chaosGap), .chaos)
         let node = Int(random.pick(0...Int64(nodes.count - 1)))
+        if options.copies, random.chance(2) { return tamper(node) }
         switch random.pick(0...19) {
         case 0...4:
             cut(node)
@@ -85,13 +86,12 @@ extension Simulation {
         for (row, quota) in store.quotas where quota.held != 0 { throw violation("\(row) is held for ever: \(quota)") }
         for row in rows {
             let booked = store.ledger.filter { $0.key.row == row }.reduce(0) { $0 + $1.value.hops + $1.value.overrun }
-            let spooled = nodes.reduce(0) { sum, node in
-                node.spool.reduce(sum) { $0 + ($1.row == row ? $1.units : 0) }
-            }
+            let known = histories.map { spool, frames in Array(frames[..<store.spools[spool]!.shippedTo]) }
+            let spooled = (nodes.map(\.spool) + known).joined().reduce(0) { $0 + ($1.row == row ? $1.units : 0) }
             if booked != spooled { throw violation("\(row): \(spooled) units were charged, \(booked) are booked") }
         }
         try checkEndOfFlows()
-        guard !options.failovers else { return }
+        guard !mayExceed else { return }
         for (id, booked) in store.ledger {
             if booked.overrun != 0 { throw violation("\(id): overrun of \(booked.overrun) without a failover") }
             if booked.hops - booked.refund < 0 { throw violation("\(id): \(booked)") }

@@ -293,8 +293,8 @@ extension Simulation {
     /// At rest: no flow is open, and every success that a client heard of was charged, once.
     func checkEndOfFlows() throws(Violation) {
         if let flow = store.reservations.first { throw violation("\(flow) is open for ever") }
-        // A failover may lose what was acknowledged.
-        for (id, flow) in flows where !options.failovers {
+        // A failover, or a disk that is set back, may lose what was acknowledged.
+        for (id, flow) in flows where !mayExceed {
             let charged = store.ended[id]?.charged ?? 0
             if let answered = flow.answered, charged != answered {
                 throw violation("\(id): a client heard of \(answered) units, \(String(describing: store.ended[id]))")

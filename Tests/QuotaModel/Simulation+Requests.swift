@@ -56,7 +56,7 @@ extension Simulation {
             let id = ModelStore.RowPeriod(row: hold.row, period: hold.period)
             inUse[id, default: 0] += hold.units
             let out = inUse[id]! + (charged[id] ?? 0)
-            if !options.failovers, out > highestLimit[id] ?? 0 {
+            if !mayExceed, out > highestLimit[id] ?? 0 {
                 throw violation("node \(node) admitted \(out) units of \(id), limit \(highestLimit[id] ?? 0)")
             }
         }

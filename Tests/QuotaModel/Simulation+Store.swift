@@ -7,16 +7,16 @@ extension Simulation {
         let at = max(nodes[node].lastDelivery, now + random.delay(400))
         nodes[node].lastDelivery = at
         events.add(
-            .request(node, life: nodes[node].life, epoch: nodes[node].epoch, connection: connection, request), at: at)
+            .request(node, life: nodes[node].life, nodes[node].holder, connection: connection, request), at: at)
     }
 
     /// The store hears a request.  One of a connection that broke meanwhile may still be carried out, now or late.
-    func execute(_ node: Int, _ life: Int, _ epoch: Int64, _ connection: Int, _ request: StoreRequest) {
+    func execute(_ node: Int, _ life: Int, _ holder: SpoolHolder, _ connection: Int, _ request: StoreRequest) {
         let isCurrent = nodes[node].connection == connection && nodes[node].life == life
         guard isCurrent || random.chance(2), storeDownUntil <= now, connection > lastConnectionLost else { return }
-        var reply = carryOut(node, epoch, request)
+        var reply = carryOut(holder, request)
         // Said twice; the second answer is the one that gets through.
-        if random.chance(40) { reply = carryOut(node, epoch, request) }
+        if random.chance(40) { reply = carryOut(holder, request) }
         noteLimits()
         guard isCurrent else { return }
         let at = max(nodes[node].lastReply, now + random.delay(400))
@@ -24,16 +24,16 @@ extension Simulation {
         events.add(.reply(node, life: life, connection: connection, reply), at: at)
     }
 
-    private func carryOut(_ node: Int, _ epoch: Int64, _ request: StoreRequest) -> StoreReply {
+    private func carryOut(_ holder: SpoolHolder, _ request: StoreRequest) -> StoreReply {
         do throws(ModelStore.Failure) {
             switch request {
             case .ask(let number, let questions):
-                return .answers(number, try store.acquire(node, epoch: epoch, questions))
+                return .answers(number, try store.acquire(holder.spool, epoch: holder.epoch, questions))
             case .giveBack(let number, let returns):
-                try store.giveBack(node, epoch: epoch, returns)
+                try store.giveBack(holder.spool, epoch: holder.epoch, returns)
                 return .gaveBack(number)
             case .read(let number):
-                return .leases(number, try store.readLeases(node, epoch: epoch))
+                return .leases(number, try store.readLeases(holder.spool, epoch: holder.epoch))
             case .takeFlows(let number, let turn):
                 let answers = store.take(turn)
                 for (hop, answer) in zip(turn.hops, answers.hops) where hop.isFinish {
@@ -65,7 +65,7 @@ extension Simulation {
             nodes[node].flows.answered(number, answers, now: time)
         case .fenced:
             nodes[node].book.fenced(now: time)
-            throw violation("node \(node) was fenced")
+            return try fenced(node)
         }
         try pump(node)
     }
@@ -110,19 +110,24 @@ extension Simulation {
     func ship(_ node: Int) {
         after(random.delay(100_000), .ship(node, life: nodes[node].life))
         guard storeDownUntil <= now else { return }
-        let start = store.spools[node]!.shippedTo
+        let start = store.spools[nodes[node].holder.spool]!.shippedTo
         let end = min(nodes[node].spool.count, start + Int(random.pick(1...400)))
         guard start < end else { return }
         for _ in 0..<(random.chance(30) ? 2 : 1) where !random.chance(30) {
             after(
                 random.delay(2_000),
-                .shipped(node, life: nodes[node].life, epoch: nodes[node].epoch, from: start, to: end))
+                .shipped(node, life: nodes[node].life, nodes[node].holder, from: start, Array(nodes[node].spool[start..<end])))
         }
     }
 
-    func deliverBatch(_ node: Int, _ life: Int, _ epoch: Int64, _ from: Int, _ to: Int) {
+    func deliverBatch(_ node: Int, _ life: Int, _ holder: SpoolHolder, _ from: Int, _ frames: [ModelFrame]) throws(Violation) {
         guard storeDownUntil <= now else { return }
-        _ = try? store.ship(node, epoch: epoch, from: from, nodes[node].spool[from..<to])
+        do throws(ModelStore.Failure) {
+            _ = try store.ship(holder.spool, epoch: holder.epoch, from: from, frames[...])
+        } catch {
+            // The batch of an earlier life is nobody's.
+            if nodes[node].life == life, nodes[node].isAlive { try fenced(node) }
+        }
     }
 
     /// A process starts on the spool: fences its forerunner, ships what it left, then begins.
@@ -132,16 +137,16 @@ extension Simulation {
             after(random.delay(200_000), .restart(node))
             return
         }
-        let spool = store.open(node)
+        let spool = store.open(nodes[node].holder.spool)
         nodes[node].isAlive = true
         nodes[node].life += 1
-        nodes[node].epoch = spool.epoch
+        nodes[node].holder.epoch = spool.epoch
         nodes[node].pausedUntil = 0
         nodes[node].timerAt = .max
         nodes[node].book = LeaseBook()
         nodes[node].flows = FlowBook(limits: Self.flowLimits)
         let left = nodes[node].spool[spool.shippedTo...]
-        _ = try? store.ship(node, epoch: spool.epoch, from: spool.shippedTo, left)
+        _ = try? store.ship(nodes[node].holder.spool, epoch: spool.epoch, from: spool.shippedTo, left)
         after(random.delay(10_000), .connect(node, life: nodes[node].life))
         after(random.delay(100_000), .ship(node, life: nodes[node].life))
     }

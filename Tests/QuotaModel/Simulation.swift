@@ -15,6 +15,9 @@ public final class Simulation {
         public var chaosGap: Int64 = 900_000
         /// Whether the store may lose commits; admissions beyond the limit are then booked as overrun, not excluded.
         public var failovers = false
+        /// Whether disks may be copied while their node runs, and set back while it does not. What a copy gives back is sold
+        /// again, and so is what a disk has forgotten: then, too, there are admissions beyond the limit.
+        public var copies = false
         /// How long a holder may be silent; nil: nobody is written off, so that a unit that leaks stays held and is found.
         public var writeOffAfter: Int64?
         /// Mean time between two flows; nil: there are none.
@@ -35,6 +38,10 @@ public final class Simulation {
     public internal(set) var admitted = 0
     public internal(set) var refused = 0
     public internal(set) var unavailable = 0
+    /// Spools that another process found, those of them of which the store had more, and nodes that lost theirs so.
+    public internal(set) var spoolsAdopted = 0
+    public internal(set) var spoolsBehind = 0
+    public internal(set) var nodesFenced = 0
 
     var random: SeededRandom
     var events = EventQueue<SimulationEvent>()
@@ -54,6 +61,9 @@ public final class Simulation {
     var standby: ModelStore
     var rows: [QuotaRow] = []
     var nodes: [SimulatedNode]
+    var nextSpool: Int
+    /// All that was ever in the spools whose disks were set back. Nobody writes them any more.
+    var histories: [Int: [ModelFrame]] = [:]
 
     // What the nodes did, as an observer of all of them sees it.
     var inUse: [ModelStore.RowPeriod: Int64] = [:]
@@ -78,6 +88,7 @@ public final class Simulation {
         store = ModelStore(periodLength: options.periodLength)
         standby = store
         nodes = []
+        nextSpool = options.nodes
         for (index, limit) in options.limits.enumerated() {
             let row = QuotaRow(environmentID: Int64(index + 1), serviceID: 1)
             rows.append(row)
@@ -85,7 +96,7 @@ public final class Simulation {
         }
         noteLimits()
         for index in 0..<options.nodes {
-            var node = SimulatedNode()
+            var node = SimulatedNode(spool: index)
             node.clockOffset = random.pick(0...1_000_000_000_000)
             nodes.append(node)
             events.add(.restart(index), at: random.pick(0...100_000))
@@ -134,8 +145,8 @@ public final class Simulation {
             guard isAwake(node, life, event) else { return }
             nodes[node].timerAt = .max
             try pump(node)
-        case .request(let node, let life, let epoch, let connection, let request):
-            execute(node, life, epoch, connection, request)
+        case .request(let node, let life, let holder, let connection, let request):
+            execute(node, life, holder, connection, request)
         case .reply(let node, let life, let connection, let reply):
             guard isAwake(node, life, event), nodes[node].connection == connection else { return }
             try receive(node, reply)
@@ -165,16 +176,21 @@ public final class Simulation {
         case .ship(let node, let life):
             guard isAwake(node, life, event) else { return }
             ship(node)
-        case .shipped(let node, let life, let epoch, let from, let to):
-            deliverBatch(node, life, epoch, from, to)
+        case .shipped(let node, let life, let holder, let from, let frames):
+            try deliverBatch(node, life, holder, from, frames)
         case .restart(let node):
             try restart(node)
+        case .adopt(let spool, let frames):
+            adopt(spool, frames)
         case .sweep:
             sweep()
         case .chaos:
             try chaos()
         }
     }
+
+    /// Whether only the store's own books are bound to the limits.
+    var mayExceed: Bool { options.failovers || options.copies }
 
     func local(_ node: Int) -> Int64 { now + nodes[node].clockOffset }
 

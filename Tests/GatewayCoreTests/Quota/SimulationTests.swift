@@ -39,6 +39,17 @@ import Testing
         try Simulation(seed: seed, options: options).run(steps: Self.steps)
     }
 
+    /// Whatever a spool holds is booked once, and what was sold twice for it is booked as overrun.
+    @Test(arguments: seeds) func aDiskThatIsCopiedOrSetBackBooksNothingTwice(_ seed: UInt64) throws {
+        var options = Simulation.Options()
+        options.copies = true
+        options.writeOffAfter = 15_000_000
+        options.chaosGap = 100_000
+        let simulation = Simulation(seed: seed, options: options)
+        try simulation.run(steps: Self.steps)
+        #expect(simulation.spoolsAdopted > 0)
+    }
+
     @Test(arguments: seeds) func quotasThatAreNeverResetEndUsed(_ seed: UInt64) throws {
         var options = Simulation.Options()
         options.periodLength = nil
@@ -58,6 +69,21 @@ import Testing
         try simulation.run(steps: Self.steps)
         guard Self.always.contains(seed) else { return }
         #expect(simulation.flowsStarted > 0 && simulation.flowsCommitted > 0 && simulation.flowsRefused > 0)
+    }
+
+    @Test func aCopyFencesItsNodeAndADiskMayBeBehind() throws {
+        var options = Simulation.Options()
+        options.copies = true
+        options.writeOffAfter = 15_000_000
+        options.chaosGap = 100_000
+        var (fenced, behind) = (0, 0)
+        for seed: UInt64 in 101...106 {
+            let simulation = Simulation(seed: seed, options: options)
+            try simulation.run(steps: 4_000)
+            fenced += simulation.nodesFenced
+            behind += simulation.spoolsBehind
+        }
+        #expect(fenced > 0 && behind > 0)
     }
 
     @Test func aSeedReplaysExactly() throws {
