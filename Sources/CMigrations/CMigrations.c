@@ -40,6 +40,9 @@ static const unsigned char m0011[] = {
 static const unsigned char m0012[] = {
 #embed "../../migrations/0012_share_turns.sql"
 };
+static const unsigned char m0015[] = {
+#embed "../../migrations/0015_settle_corners.sql"
+};
 
 struct migration {
     const char *name;
@@ -60,6 +63,7 @@ static const struct migration migrations[] = {
     {"0010_know_refused_rows.sql", m0010, sizeof m0010},
     {"0011_renew_claims.sql", m0011, sizeof m0011},
     {"0012_share_turns.sql", m0012, sizeof m0012},
+    {"0015_settle_corners.sql", m0015, sizeof m0015},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

@@ -36,9 +36,10 @@ public struct PostgresError: Error, Sendable, Equatable, CustomStringConvertible
         if case .server(let state) = kind { sqlState = state }
     }
 
-    /// A serialization failure or a deadlock: the same transaction may succeed the next time.
+    /// A serialization failure, a deadlock, or a lock that was not waited for: the same transaction may succeed the next time.
     public var isRetryable: Bool {
-        if case .server(let state) = kind { state == .serializationFailure || state == .deadlockDetected } else { false }
+        guard case .server(let state) = kind else { return false }
+        return [.serializationFailure, .deadlockDetected, .lockNotAvailable].contains(state)
     }
 
     /// The database is away or cannot serve; the statement is not to blame.
@@ -103,6 +104,7 @@ public struct SQLState: Hashable, Sendable, CustomStringConvertible, Expressible
     public static let notNullViolation: SQLState = "23502"
     public static let serializationFailure: SQLState = "40001"
     public static let deadlockDetected: SQLState = "40P01"
+    public static let lockNotAvailable: SQLState = "55P03"
     public static let readOnlyTransaction: SQLState = "25006"
     public static let invalidPassword: SQLState = "28P01"
     public static let invalidDatabase: SQLState = "3D000"

@@ -171,7 +171,7 @@ import TestKit
     @Test func serializationFailuresAreRetryable() async throws {
         let raise = Statement(name: "raise", sql: "SELECT fail()")
         try await withClient { client, _ in
-            for (state, isRetryable) in [("40001", true), ("40P01", true), ("23505", false)] {
+            for (state, isRetryable) in [("40001", true), ("40P01", true), ("55P03", true), ("23505", false)] {
                 try await client.script(
                     "CREATE OR REPLACE FUNCTION fail() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE SQLSTATE '\(state)'; END$$")
                 let error = try await postgresError { try await client.query(raise) }

@@ -27,6 +27,8 @@ extension ModelStore {
         public var row: QuotaRow
         public var period: Int64
         public var outcome: FlowOutcome
+        /// Charged after it had expired, if only nothing: once is enough.
+        public var isLate = false
 
         public var charged: Int64 {
             switch outcome {
@@ -186,9 +188,10 @@ extension ModelStore {
         }
         if let past = ended[said.id], past.row.environmentID != said.row.environmentID { return .unknown }
         switch (said.action, ended[said.id]?.outcome) {
-        case (.commit(let units), .expired(let charged)):
-            if charged == 0 { book(said, .expired(charged: units), late: units) }
-            return .ended(.expired(charged: charged == 0 ? units : charged))
+        case (.commit(let units), .expired) where !ended[said.id]!.isLate:
+            book(said, .expired(charged: units), late: units)
+            ended[said.id]!.isLate = true
+            return .ended(.expired(charged: units))
         case (_, .some(let outcome)):
             return .ended(outcome)
         case (.reopen, nil):

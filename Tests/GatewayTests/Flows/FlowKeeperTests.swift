@@ -198,6 +198,22 @@ import Testing
         try await node.close()
     }
 
+    /// The ledger takes one late row, be it of nothing: who comes after is told what that says.
+    @Test func onceLateIsOnceForAll() async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let node = try await FlowNode(database, flow: FlowNode.flow(units: 5))
+        let open = try #require(try await node.start().flow)
+        try await database.psql(
+            "UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s'; SELECT pandora.flow_expire(9, '0 s')")
+        for (hop, units) in [(1, 0), (2, 5), (1, 0)] as [(UInt64, Int64)] {
+            let late = FlowSettlement(
+                id: open.id, hop: RequestID(UUIDBits(high: hop, low: 9)), row: open.row, period: open.period, action: .commit(units: units))
+            #expect(try await node.settle(late) == .ended(.expired(charged: 0)))
+        }
+        #expect(try await database.flowNumbers() == "0|10|0|0|0")
+        try await node.close()
+    }
+
     @Test(arguments: [FlowVerdict.commit, .rollback]) func whatEndsAfterAResetTouchesOnlyItsOwnPeriod(_ verdict: FlowVerdict) async throws {
         let database = try await TestDatabase.withQuota(10)
         let node = try await FlowNode(database, flow: FlowNode.flow(units: 4))

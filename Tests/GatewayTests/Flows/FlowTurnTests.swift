@@ -52,6 +52,64 @@ import Testing
         #expect(try await database.psql("SELECT count(*) > 0 FROM pandora.quota_ledger WHERE kind = 'flow'") == ["t"])
         #expect(try await database.psql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == ["0"])
     }
+
+    /// A start on a connection that was given up still gets its row while another connection takes it back, and before that one
+    /// has the row the flow has expired and the sweeper has it: who has the quota row must not wait for it.
+    @Test(arguments: [false, true]) func aFlowThatBeganMeanwhileIsLeftToWhoeverHasIt(_ isMixed: Bool) async throws {
+        let database = try await TestDatabase.withQuota(10)
+        let reactor = try Reactor.start(name: "turns")
+        let configuration = try PostgresConfiguration(url: database.url)
+        let straggler = try await PostgresClient.connect(configuration, on: reactor)
+        let other = try await PostgresClient.connect(configuration, on: reactor)
+        let sweeper = try await PostgresClient.connect(configuration, on: reactor)
+        let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
+        let (id, hop) = (ReservationID(UUIDBits(high: 1, low: 1)), RequestID(UUIDBits(high: 1, low: 2)))
+        func wait(_ count: Int) async throws {
+            try await eventually("\(count) wait for the row") {
+                try await database.psql(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == ["\(count)"]
+            }
+        }
+        try await straggler.script("BEGIN")
+        try await straggler.script(
+            "SELECT * FROM pandora.flow_start('{\(id)}', '{\(hop)}', '{\(FlowNode.key)}', '{1}', '{1}', '{f}', '{1}', '{1}', '{1}', '{9}')")
+        try await other.script("BEGIN")
+        async let locked = other.script("SELECT 1 FROM pandora.environment_service FOR UPDATE", deadline: .seconds(60))
+        try await wait(1)
+        let undo = FlowSettlement(id: id, hop: hop, row: QuotaRow(environmentID: 1, serviceID: 1), period: 0, action: .rollback)
+        var turn = FlowTurn()
+        turn.orders = [.settle(undo)]
+        if isMixed {
+            turn.starts = [
+                FlowStart(
+                    FlowNode.flow(), id: ReservationID(UUIDBits(high: 2, low: 1)), requestID: hop, keyID: FlowNode.key,
+                    row: undo.row)
+            ]
+        }
+        let store = FlowStore(client, reactor)
+        async let answer: Result<FlowTurnAnswers, any Error> = { [turn] in
+            do { return .success(try await store.take(turn)) } catch { return .failure(error) }
+        }()
+        try await wait(2)
+        try await straggler.script("COMMIT")
+        _ = try await locked
+        try await wait(1)
+        async let swept = sweeper.script("SELECT pandora.flow_expire(9, '0 s')", deadline: .seconds(60))
+        try await wait(2)
+        try await other.script("COMMIT")
+        #expect(try await swept[0].string(0) == "1")
+        // Not ended by the server, a second later, because they waited for each other.
+        if case .failure(let error as PostgresError) = await answer {
+            #expect(error.sqlState == .lockNotAvailable && error.isRetryable)
+        } else {
+            Issue.record("the flow was nobody's")
+        }
+        let again = try await store.take(turn)
+        #expect(again.orders == [.ended(.expired(charged: 0))])
+        #expect(try await database.flowNumbers() == (isMixed ? "0|10|1|0|1" : "0|10|0|0|0"))
+        for client in [straggler, other, sweeper, client] { await client.shutdown() }
+        reactor.stop()
+    }
 }
 
 private struct TurnMaker {
