@@ -69,6 +69,8 @@ public enum Limits {
     public static let flowTimeMax = Duration.seconds(86_400)
     public static let flowHops = 100
     public static let openFlowsPerKey = 100
+    /// Statuses of an answer that are success of a flow.
+    public static let flowSuccess: [ClosedRange<UInt16>] = [200...399]
     /// The claim of a finish is void after so long, unless its node, while the hop is on its way, renews it: this often.
     public static let flowClaim = Duration.seconds(300)
     public static let flowClaimRenewal = Duration.seconds(15)

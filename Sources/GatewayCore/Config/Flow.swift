@@ -22,16 +22,19 @@ public struct Flow: Sendable, Equatable {
     public var ordered: Bool
     /// Open flows per key and service.
     public var open: Int
+    /// Statuses that are success of a start and of a finish.
+    public var success: [ClosedRange<UInt16>]
     public var onFailure: Failure
 
     public init(
         name: String, start: String, steps: [String], finish: String, units: Int64 = 1,
         timeToLive: Duration = Limits.flowTime, timeMax: Duration = Limits.flowTimeMax, hops: Int = Limits.flowHops,
-        ordered: Bool = false, open: Int = Limits.openFlowsPerKey, onFailure: Failure = .keep
+        ordered: Bool = false, open: Int = Limits.openFlowsPerKey, success: [ClosedRange<UInt16>] = Limits.flowSuccess,
+        onFailure: Failure = .keep
     ) {
         (self.name, self.start, self.steps, self.finish) = (name, start, steps, finish)
         (self.units, self.timeToLive, self.timeMax, self.hops) = (units, timeToLive, timeMax, hops)
-        (self.ordered, self.open, self.onFailure) = (ordered, open, onFailure)
+        (self.ordered, self.open, self.success, self.onFailure) = (ordered, open, success, onFailure)
     }
 }
 

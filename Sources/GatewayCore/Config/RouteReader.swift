@@ -9,7 +9,8 @@ struct RouteDraft {
     var service: Route.ServiceReference?
     var upstream: Upstream?
     var settings = Route.Settings()
-    var unitsMark: Mark?
+    /// Where the file says what a request costs and when: not for hops of flows.
+    var costs: [(setting: String, mark: Mark?)] = []
 }
 
 extension ConfigurationReader {
@@ -46,7 +47,7 @@ extension ConfigurationReader {
         }
         draft.settings.rewrite = readRewrite(section, draft.match)
         readSettings(section, &draft.settings)
-        draft.unitsMark = section.mark("units")
+        draft.costs = ["charge", "units", "quota_unavailable"].filter(section.has).map { (setting: $0, mark: section.mark($0)) }
         return draft
     }
 

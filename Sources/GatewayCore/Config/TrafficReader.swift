@@ -9,11 +9,13 @@ extension ConfigurationReader {
         reportConflicts(drafts)
         var routes: [Route] = []
         for draft in drafts {
-            if let role = flows.roles[draft.name], draft.settings.unitsHeader != nil {
-                faults.add(
-                    draft.unitsMark,
-                    "route '\(draft.name)' is of flow '\(role.flowName)', which is charged the units that it reserved when it started: "
-                        + "its upstream cannot report any; use units of the flow")
+            if let role = flows.roles[draft.name] {
+                for cost in draft.costs {
+                    faults.add(
+                        cost.mark,
+                        "route '\(draft.name)' is of flow '\(role.flowName)', which reserves its units when it starts and is charged "
+                            + "when it succeeds: '\(cost.setting)' has no use there; see 'units', 'success' and 'on_failure' of the flow")
+                }
             }
             guard let upstream = draft.upstream, let match = draft.match, let service = draft.service else { continue }
             var settings = draft.settings
@@ -170,11 +172,29 @@ extension ConfigurationReader {
             section.integer("max_hops", in: 2...1_000_000) { flow.hops = $0 }
             section.integer("max_open", in: 1...1_000_000) { flow.open = $0 }
             section.bool("ordered") { flow.ordered = $0 }
+            readSuccess(section, &flow)
             section.choice("on_failure") { flow.onFailure = $0 }
             if flow.timeMax < flow.timeToLive { faults.add(section.mark("max_time"), "max_time must not be shorter than ttl") }
             section.finish()
             result.list.append(flow)
         }
         return result
+    }
+
+    /// Statuses and ranges of them.
+    private func readSuccess(_ section: Section, _ flow: inout Flow) {
+        guard section.has("success") else { return }
+        if case .sequence(let items)? = section.node("success"), items.isEmpty {
+            faults.add(section.mark("success"), "\(section.path("success")) must not be empty")
+        }
+        flow.success = section.texts("success").compactMap { item in
+            let ends = item.text.split(separator: "-", omittingEmptySubsequences: false).compactMap { UInt16($0) }
+            let isRange = item.text.contains("-")
+            if ends.count == (isRange ? 2 : 1), ends[0] <= ends.last!, ends[0] >= 200, ends.last! <= 599 { return ends[0]...ends.last! }
+            faults.add(
+                item.mark,
+                "\(section.path("success")) lists statuses from 200 to 599, or ranges such as 200-299, found '\(item.text)'")
+            return nil
+        }
     }
 }

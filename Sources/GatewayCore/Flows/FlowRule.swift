@@ -27,14 +27,14 @@ extension Flow {
     /// Decides on the upstream's answer head.
     ///
     /// The upstream's own word goes first, on any hop.  Otherwise a start that fails begins nothing, a step decides
-    /// nothing, and a finish commits or does what the file says.
+    /// nothing, and a finish commits or does what the file says.  The file also says which statuses are success.
     ///
     /// - Parameters:
     ///   - status: of the final head; nil where there was none: the upstream failed, or the client left before.
     ///   - wish: from a head only.
     public func verdict(on role: FlowRole, status: UInt16?, wish: FlowWish?) -> FlowVerdict {
         if status != nil, let wish { return wish == .commit ? .commit : .rollback }
-        let succeeded = status.map { ExecutionStatus(upstreamStatus: $0) == .success } ?? false
+        let succeeded = status.map { status in success.contains { $0.contains(status) } } ?? false
         switch (role, succeeded) {
         case (.start, true), (.step, _): return .stay
         case (.start, false): return .rollback

@@ -126,6 +126,9 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         let traffic = try parsed(file("flows: {f: {start: a, steps: [b], finish: c, ttl: 1m, units: 2}}", routes: routes)).traffic
         #expect(traffic.routes.routes.map(\.settings.flow) == [.start(flow: "f"), .step(flow: "f", index: 0), .finish(flow: "f")])
         #expect(traffic.flows.first?.timeToLive == .seconds(60) && traffic.flows.first?.units == 2)
+        #expect(traffic.flows.first?.success == [200...399])
+        let picky = try parsed(file("flows: {f: {start: a, finish: c, success: [200-201, 404]}}", routes: routes)).traffic
+        #expect(picky.flows.first?.success == [200...201, 404...404])
         let upgraded = routes.replacingOccurrences(of: "upstream: u", with: "upstream: u, upgrade: [websocket]")
         let refused = faults(file("flows: {f: {start: a, finish: c}}", routes: upgraded))
         #expect(refused.first?.hasSuffix("error: route 'a' has 'upgrade', which no hop of a flow can have") == true && refused.count == 2)
@@ -240,18 +243,35 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
          "f:3:31: error: upstreams.u.scheme must be one of http, https, found 'htps'; did you mean 'https'?"),
     ]) func upstreams(upstream: String, expected: String) { #expect(faults(file(upstreams: "  \(upstream)")) == [expected]) }
 
-    @Test(arguments: ["start", "finish", "steps"]) func theUnitsOfAFlowAreNotReported(_ role: String) {
-        let reporting = ["start": "a", "finish": "b", "steps": "c"][role]!
+    @Test(
+        arguments: ["start", "finish", "steps"],
+        ["units: 3", "units: {max: 3, header: X-U}", "charge: never", "quota_unavailable: allow"])
+    func whatAFlowCostsOnlyItSays(_ role: String, _ setting: String) {
+        let costing = ["start": "a", "finish": "b", "steps": "c"][role]!
         let routes = ["a", "b", "c"].map { name in
-            let units = name == reporting ? ", units: {max: 3, header: X-U}" : ""
-            return "  - {name: \(name), match: {path: /\(name)}, service: s, upstream: u\(units)}"
+            "  - {name: \(name), match: {path: /\(name)}, service: s, upstream: u\(name == costing ? ", \(setting)" : "")}"
         }
-        let line = 5 + ["a", "b", "c"].firstIndex(of: reporting)!
+        let name = setting.prefix { $0 != ":" }
+        let place = "f:\(5 + ["a", "b", "c"].firstIndex(of: costing)!):\(61 + name.count)"
         #expect(
             faults(file("flows: {f: {start: a, steps: [c], finish: b}}", routes: routes.joined(separator: "\n"))) == [
-                "f:\(line):66: error: route '\(reporting)' is of flow 'f', which is charged the units that it reserved when it started: "
-                    + "its upstream cannot report any; use units of the flow"
+                "\(place): error: route '\(costing)' is of flow 'f', which reserves its units when it starts and is charged when it "
+                    + "succeeds: '\(name)' has no use there; see 'units', 'success' and 'on_failure' of the flow"
             ])
+    }
+
+    @Test(arguments: [
+        ("[]", "f:7:43: error: flows.f.success must not be empty"),
+        ("200", "f:7:43: error: flows.f.success must be a list, found '200'"),
+        ("[2xx]", "f:7:44: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '2xx'"),
+        ("[100]", "f:7:44: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '100'"),
+        ("[200, 600]", "f:7:49: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '600'"),
+        ("[299-200]", "f:7:44: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '299-200'"),
+        ("[200-]", "f:7:44: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '200-'"),
+        ("[200-1-2]", "f:7:44: error: flows.f.success lists statuses from 200 to 599, or ranges such as 200-299, found '200-1-2'"),
+    ]) func successOfAFlowIsStatuses(success: String, expected: String) {
+        let routes = ["a", "b"].map { "  - {name: \($0), match: {path: /\($0)}, service: s, upstream: u}" }.joined(separator: "\n")
+        #expect(faults(file("flows: {f: {start: a, finish: b, success: \(success)}}", routes: routes)) == [expected])
     }
 
     @Test func routesThatCouldTieAreAmbiguous() {

@@ -21,6 +21,17 @@ import Testing
         #expect(verdict == (status.map { $0 < 400 } ?? false ? .stay : .rollback))
     }
 
+    @Test func theFileSaysWhatSuccessIs() {
+        var flow = flow(.rollback)
+        flow.success = [200...201, 404...404]
+        for status in [200, 201, 202, 302, 403, 404, 405, 500] as [UInt16] {
+            let succeeds = [200, 201, 404].contains(status)
+            #expect(flow.verdict(on: .start(flow: "f"), status: status, wish: nil) == (succeeds ? .stay : .rollback), "\(status)")
+            #expect(flow.verdict(on: .finish(flow: "f"), status: status, wish: nil) == (succeeds ? .commit : .rollback), "\(status)")
+            #expect(flow.verdict(on: .step(flow: "f", index: 0), status: status, wish: nil) == .stay)
+        }
+    }
+
     @Test(arguments: [Flow.Failure.keep, .rollback], statuses)
     func aStepDecidesNothing(_ onFailure: Flow.Failure, _ status: UInt16?) {
         #expect(flow(onFailure).verdict(on: .step(flow: "f", index: 0), status: status, wish: nil) == .stay)
