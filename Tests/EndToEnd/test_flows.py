@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import signal
-import time
 import uuid
 
 import pytest
@@ -11,7 +10,7 @@ import flows
 import kit
 from flows import Flow, endings, refused, started
 from sites import Site
-from wire import Wire, ask, request
+from wire import Cut, Wire, ask, request
 
 FLOWS = {
     "keep": {"steps": 2},
@@ -21,6 +20,7 @@ FLOWS = {
     "few": {"max_open": 2, "max_hops": 3},
     "dear": {"units": 5},
     "unreachable": {"upstream": "refused"},
+    "picky": {"success": ["200-201", 404]},
 }
 
 
@@ -201,6 +201,17 @@ def test_a_finish_that_fails_rolls_back_where_the_file_says_so(port, key, postgr
     assert endings(postgres, flow) == [("rolled_back", 0)]
 
 
+def test_the_file_says_what_success_is(port, key, books):
+    assert state(Flow(port, key, "picky").start("/say?status=302")) == "rolled_back"
+    flow = Flow(port, key, "picky")
+    assert state(flow.start("/say?status=201")) == "open"
+    assert state(flow.finish("/say?status=202")) == state(flow.finish("/say?status=302")) == "open"
+    books(used=0, held=1)
+    finish = flow.finish("/say?status=404")
+    assert finish.status == 404 and state(finish) == "committed"
+    books(used=1, held=0)
+
+
 def test_a_step_that_fails_decides_nothing(port, key, books):
     flow = started(port, key, "roll")
     answer = flow.step("/say?status=500")
@@ -286,10 +297,26 @@ def test_many_finishes_at_once_on_two_nodes_charge_once(gateways, key, postgres,
     assert endings(postgres, flow) == [("committed", 1)]
 
 
+def test_a_step_has_no_word_while_the_finish_is_on_its_way(port, key, raw, books):
+    flow, late, last = started(port, key), uuid.uuid4().hex, uuid.uuid4().hex
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        stepping = threads.submit(flow.step, f"/say?hold={late}&outcome=rollback")
+        kit.eventually(lambda: raw.seen(late), what="the step is upstream")
+        finishing = threads.submit(flow.finish, f"/say?hold={last}")
+        kit.eventually(lambda: raw.seen(last), what="the finish is upstream")
+        raw.release(late)
+        step = stepping.result()
+        assert step.status == 200 and state(step) == "finishing", "nothing is pending: the finish decides"
+        raw.release(last)
+        assert state(finishing.result()) == "committed"
+    books(used=1, held=0)
+
+
 def test_a_step_that_is_sent_again_is_forwarded_and_not_counted_twice(gateways, port, key, raw, postgres, binary, log):
     flow, token, field = started(port, key, "few"), uuid.uuid4().hex, "Idempotency-Key: pay-1"
     first = flow.step(f"/say?status=500&{token}", field)
     assert first.status == 500
+    kit.eventually(lambda: noted(postgres, flow, 500), what="the answer is remembered")
     again = [flow.step(f"/say?{token}", field, port=gateway.port) for gateway in gateways * 2]
     assert [answer.status for answer in again] == [200] * 4, "max_hops 3 leaves room for one step: repetitions are none"
     seen = raw.seen(token)
@@ -304,6 +331,10 @@ def test_a_step_that_is_sent_again_is_forwarded_and_not_counted_twice(gateways, 
     log.row(finish.id)
     hops = [hop["id"] for hop in kit.Pandora(binary, postgres.url()).json("trace", flow.chain)["hops"] if hop["status_code"] != 403]
     assert hops == [flow.chain.partition(".")[0], first.id, finish.id]
+
+
+def noted(postgres, flow, status):
+    return postgres.psql(f"SELECT 1 FROM pandora.flow_hop WHERE reservation_id = '{flow.id}' AND status_code = {status}")
 
 
 @pytest.mark.parametrize("value", ["", "x" * 256, "\u00fc", "a\tb"])
@@ -406,6 +437,35 @@ def test_a_key_has_so_many_flows_open_and_another_key_as_many(port, key, environ
     for flow in (two, other, three):
         flow.rollback()
     books(used=1, held=0)
+
+
+def test_bad_input_is_logged_with_its_reason_and_costs_nothing(port, key, tenants, raw, log, postgres, books):
+    few, flow, ordered, ended, expired = (started(port, key, name) for name in ("few", "keep", "ordered", "keep", "keep"))
+    assert few.step().status == 200 and ended.rollback().status == 200
+    expire(postgres, expired)
+    stranger, token, unknown = tenants.environment(orders=10).key, uuid.uuid4().hex, "rsv_" + "0" * 26
+    target, field = f"/say?{token}", f"Pandora-Flow: {flow.id}"
+    foreign = "Pandora-Start-Point: " + ask(port, "GET", "/say", key=stranger)["pandora-start-point"]
+    answers = {
+        "FLOW_INVALID": [Flow(port, key, id="x").step(target), Flow(port, key).hop("finish", target), Flow(port, key, id="x").commit()],
+        "FLOW_NOT_FOUND": [Flow(port, key, id=unknown).finish(target), flow.finish(target, key=stranger), flow.rollback(key=stranger)],
+        "FLOW_CLOSED": [one.hop(place, target) for one in (ended, expired) for place in ("step-1", "finish")] + [expired.commit()],
+        "FLOW_STEP_REFUSED": [
+            ask(port, "GET", target, field, key=key), flow.hop("start", target), Flow(port, key, "roll", flow.id).finish(target),
+            few.step(target), ordered.finish(target)],
+        "FLOW_LIMIT": [Flow(port, key, "few").hop("start", target)],
+        "START_POINT_INVALID": [flow.step(target, "Pandora-Start-Point: x"), flow.finish(target, foreign)],
+        "REQUEST_MALFORMED": [flow.step(target, "Idempotency-Key: " + "x" * 256)],
+    }
+    for code, given in answers.items():
+        for answer in given:
+            assert answer.json()["code"] == code, answer
+            row = log.row(answer.id)
+            assert (row["unauthorized_reason"], row["execution_status"], row["status_code"]) == (code, "client_error", answer.status), row
+            assert (row["units"], row["attempts"]) == (0, 0), row
+    assert raw.seen(token) == []
+    assert [one.show()["hops"] for one in (few, flow, ordered)] == [2, 1, 1]
+    books(used=0, held=3)
 
 
 # ---- Quota ------------------------------------------------------------------------------------------------------------
@@ -542,19 +602,51 @@ def test_steps_keep_a_flow_alive(port, key, postgres):
 
 
 def test_a_flow_whose_finish_is_in_flight_does_not_expire(port, key, raw, postgres, books):
-    flow, token = started(port, key, "short-lived"), uuid.uuid4().hex
+    flow, token = started(port, key), uuid.uuid4().hex
+    # All the life it has left, whatever hops come.
+    postgres.psql("UPDATE pandora.reservations SET expires_at = clock_timestamp() + interval '1 min',"
+                  f" deadline_max = clock_timestamp() + interval '1 min' WHERE id = '{flow.id}'")
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         finishing = threads.submit(flow.finish, f"/say?hold={token}")
         kit.eventually(lambda: raw.seen(token), what="the finish is upstream")
-        time.sleep(1.1)
-        postgres.psql("SELECT pandora.flow_expire(1000, '0 s')")
-        assert flow.show()["state"] == "finishing"
         # A gateway that is killed now holds it no longer than that, whatever the route's timeouts are.
         [[left]] = postgres.psql(
             f"SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM pandora.reservations WHERE id = '{flow.id}'")
-        assert 0 < float(left) <= 300
+        assert 60 < float(left) <= 300
+        # Two minutes pass for it.
+        postgres.psql("UPDATE pandora.reservations SET expires_at = expires_at - interval '2 min', request_time = request_time"
+                      f" - interval '2 min', deadline_max = deadline_max - interval '2 min' WHERE id = '{flow.id}'")
+        postgres.psql("SELECT pandora.flow_expire(1000, '0 s')")
+        assert flow.show()["state"] == "finishing"
         raw.release(token)
         assert state(finishing.result()) == "committed"
+    books(used=1, held=0)
+
+
+def expire(postgres, flow):
+    """Its time passes, and the sweeper comes."""
+    def gone():
+        postgres.psql(f"UPDATE pandora.reservations SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '{flow.id}';"
+                      "SELECT pandora.flow_expire(1000, '0 s')")
+        return endings(postgres, flow)
+
+    kit.eventually(gone, what="it expires")
+
+
+def test_a_success_that_comes_after_the_expiry_is_charged_and_told(port, key, raw, postgres, books):
+    flow, token = started(port, key), uuid.uuid4().hex
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        finishing = threads.submit(flow.finish, f"/say?hold={token}")
+        kit.eventually(lambda: raw.seen(token), what="the finish is upstream")
+        expire(postgres, flow)
+        books(used=0, held=0)
+        raw.release(token)
+        finish = finishing.result()
+    assert (finish.status, state(finish), finish.body) == (200, "expired", b"said")
+    assert sorted(endings(postgres, flow)) == [("expired", 0), ("overrun", 1)]
+    books(used=1, held=0)
+    assert {"state": "expired", "units": 1}.items() <= flow.show().items()
+    refused(flow.finish(), 409, "FLOW_CLOSED", "expired")
     books(used=1, held=0)
 
 
@@ -733,3 +825,22 @@ def test_what_was_pending_survives_the_death_of_the_gateway(site, away, raw):
     site.gateway.start()
     kit.eventually(lambda: endings(site.postgres, flow) == [("committed", 1)], 30, "the next process ships what the spool has")
     kit.eventually(lambda: site.log.quota(environment, "orders") == [1, 9, 0, 1])
+
+
+def test_a_step_that_its_gateway_did_not_survive_is_in_the_chain_when_it_is_sent_again(site, raw):
+    environment, token, field = site.tenants.environment(orders=10), uuid.uuid4().hex, "Idempotency-Key: pay-1"
+    flow = started(site.gateway.port, environment.key)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        dying = threads.submit(flow.step, f"/say?hold={token}", field)
+        kit.eventually(lambda: raw.seen(token), what="the step is upstream")
+        site.gateway.kill()
+        assert isinstance(dying.exception(), Cut)
+    raw.release(token)
+    site.gateway.start()
+    flow.port = site.gateway.port
+    again = kit.eventually(lambda: (answer := flow.step("/say", field)).status != 503 and answer)
+    assert again.status == 200 and flow.show()["hops"] == 2
+    assert site.log.row(again.id)["start_point"] == flow.chain.partition(".")[0]
+    kit.eventually(lambda: noted(site.postgres, flow, 200), what="the answer is remembered")
+    assert site.log.row(flow.step("/say", field).id)["start_point"] is None
+    assert state(flow.finish()) == "committed"

@@ -63,9 +63,10 @@ extension Exchange {
     private func flowHopped(_ answer: FlowHopAnswer) {
         switch answer {
         case .passed(let open): flow?.open = open
-        case .repeated(let open, _, _):
+        case .repeated(let open, _, let status):
             flow?.open = open
-            flow?.isRepeat = true
+            // Of one that was never answered nobody may have logged anything: this one stands in the chain then.
+            flow?.isRepeat = status != nil
         default: break
         }
         entered(ExchangeMachine.Reason(answer))

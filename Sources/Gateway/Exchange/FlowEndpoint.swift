@@ -98,7 +98,12 @@ extension FlowView {
         case .ended(let outcome, _): text = "\"\(outcome.text)\""
         }
         text = "{\"id\":\"\(id)\",\"state\":\(text),\"period\":\(period)"
-        if case .ended(.committed(let units), _) = state { text += ",\"units\":\(units)" }
+        switch state {
+        case .ended(.committed(let units), _): text += ",\"units\":\(units)"
+        // A hop succeeded after it had expired.
+        case .ended(.expired(let charged), _) where charged > 0: text += ",\"units\":\(charged)"
+        default: break
+        }
         if let progress {
             var name: [UInt8] = []
             name.append(jsonEscaped: progress.flow)

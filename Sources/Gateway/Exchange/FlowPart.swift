@@ -6,7 +6,8 @@ struct FlowPart {
     let role: FlowRole
     /// Once the store has let the hop pass.
     var open: OpenFlow?
-    /// The step was sent before, under the same `Idempotency-Key`: it is forwarded again, and neither counted nor chained twice.
+    /// The step was sent before, under the same `Idempotency-Key`, and answered: it is forwarded again, and neither counted nor
+    /// chained twice.
     var isRepeat = false
     var stepKey: StepKey?
     /// The value of `Pandora-Flow-State`.

@@ -34,7 +34,7 @@ struct AnswerHead {
     /// The flow that the request was a hop of.
     struct FlowFields {
         var id: ReservationID
-        /// open, committed, rolled_back, expired, pending
+        /// open, finishing, committed, rolled_back, expired, pending, unknown
         var state: String
     }
 

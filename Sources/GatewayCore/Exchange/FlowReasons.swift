@@ -50,13 +50,16 @@ extension FlowOutcome {
 }
 
 extension FlowSettled {
-    /// The value of `Pandora-Flow-State`; nil where there is nothing to say.
+    /// The value of `Pandora-Flow-State`; nil where there is nothing to say. Of a hop that had no word in it that another one
+    /// is finishing the flow.
     public var stateText: String? {
         switch self {
         case .ended(let outcome): outcome.text
         case .open: "open"
         case .pending: "pending"
-        case .finishing, .unknown, .unavailable: nil
+        case .finishing: "finishing"
+        case .unknown: "unknown"
+        case .unavailable: nil
         }
     }
 }
