@@ -43,6 +43,9 @@ static const unsigned char m0012[] = {
 static const unsigned char m0015[] = {
 #embed "../../migrations/0015_settle_corners.sql"
 };
+static const unsigned char m0016[] = {
+#embed "../../migrations/0016_weigh_witnesses.sql"
+};
 
 struct migration {
     const char *name;
@@ -64,6 +67,7 @@ static const struct migration migrations[] = {
     {"0011_renew_claims.sql", m0011, sizeof m0011},
     {"0012_share_turns.sql", m0012, sizeof m0012},
     {"0015_settle_corners.sql", m0015, sizeof m0015},
+    {"0016_weigh_witnesses.sql", m0016, sizeof m0016},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

@@ -7,8 +7,9 @@ struct DoctorCommand: AsyncParsableCommand {
         commandName: "doctor", abstract: "Check that quota, ledger, log and holds agree, and that somebody sees to what is due.",
         discussion: """
             Everything is compared in one snapshot, so traffic may go on. Notes are worth knowing, but nothing is wrong. With --repair, \
-            what is certain is put right in one transaction: held from leases and flows, used and available from the ledger, resets and \
-            expired flows that nobody has seen to, partitions of the log. Everything else is yours to decide.
+            what is certain is put right in one transaction: held from leases and flows, used and available from the ledger unless the \
+            log contradicts it, resets and expired flows that nobody has seen to, partitions of the log. Everything else is yours to \
+            decide.
 
             Exits with 0 where nothing is wrong or all was repaired, with 1 where something is, with 2 where it could not look.
             """)

@@ -7,7 +7,9 @@ Those that another test proves already:
     D7   test_requests_chain_by_the_start_point_they_were_given, test_chain_by_start_point
     D8   test_a_flow_is_held_when_it_starts_and_charged_once_when_it_finishes
     D9   test_an_abandoned_flow_expires_and_stays_visible, test_the_sweeper_expires_flows_by_itself
+    D13  anErrorIsReportedAndNeverFatal
     D14  test_stop_answers_every_received_request_and_exits_0, test_the_endpoints_want_a_key_and_say_what_they_are_not
+    D14  aListHasAnEndHoweverMuchThereIs
 
 D12 is in test_complaints.py, whose last test looks after both tables.
 """

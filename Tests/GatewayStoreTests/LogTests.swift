@@ -97,6 +97,35 @@ import Testing
         }
     }
 
+    /// Also on a day whose partition was made just now.
+    @Test func theHopsOfAKeyAndOfAChainAreFoundByAnIndex() async throws {
+        try await withStore { store in
+            try await store.run(
+                """
+                SELECT ensure_log_partition((now() AT TIME ZONE 'UTC')::date - 2);
+                INSERT INTO request_logs (id, execution_status, api_key, start_point)
+                    SELECT typeid('req', uuid_v7(now() - interval '2 days')), 'success', 'key_' || n % 1000, 'req_' || n % 1000
+                      FROM generate_series(1, 5000) AS n;
+                """)
+            let day = try await store.run("SELECT 'request_logs_' || to_char(now() AT TIME ZONE 'UTC' - interval '2 days', 'YYYYMMDD')")[0]
+            try await store.run("ANALYZE \(day)")
+            let root = RequestID(UUIDBits(high: 1, low: 1))
+            func plan(_ fill: (inout LogFilter) -> Void) async throws -> String {
+                var filter = LogFilter()
+                fill(&filter)
+                let condition = LogCondition(filter).sql.replacing("$1", with: filter.keyID == nil ? "'req_7'" : "'key_7'")
+                return try await store.run(
+                    "EXPLAIN SELECT * FROM request_logs l WHERE \(condition) ORDER BY l.id DESC LIMIT 100"
+                ).joined(separator: "\n")
+            }
+            let plans = [
+                try await plan { _ in }, try await plan { $0.keyID = KeyID("key_00000000000000000000000001")! },
+                try await plan { $0.chain = root },
+            ]
+            for plan in plans { #expect(plan.contains(day) && !plan.contains("Seq Scan on \(day)"), "\(plan)") }
+        }
+    }
+
     @Test func aChainIsFoundFromEachOfItsHops() async throws {
         try await withStore { store in
             let reader = LogReader(store.client)

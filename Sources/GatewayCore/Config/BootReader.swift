@@ -10,11 +10,6 @@ extension ConfigurationReader {
             top.integer("workers", in: Limits.workers) { boot.workers = $0 }
         }
         boot.listen = readListen(top)
-        if top.has("admin") {
-            boot.admin = top.text("admin").flatMap { listenAddress($0, top.mark("admin"), "admin") }
-        } else {
-            _ = top.node("admin")
-        }
         top.section("database") { boot.database = readDatabase($0) }
         top.section("spool") { section in
             if let directory = section.text("directory") { boot.spool.directory = directory }

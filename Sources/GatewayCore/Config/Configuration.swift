@@ -38,8 +38,6 @@ public struct BootSettings: Sendable {
     /// Worker threads; one per core where nil.
     public var workers: Int?
     public var listen: [ListenAddress]
-    /// Where the control plane listens; nowhere where nil.
-    public var admin: ListenAddress?
     /// `postgres://…`; nil where the file leaves it to the command line.
     public var database: Secret?
     public var spool = SpoolSettings()

@@ -1,70 +1,32 @@
 internal import Postgres
 
 extension Doctor {
-    /// Where the log begins: the first day that has a partition.
-    private static let logBegin = """
-        (SELECT min(to_date(right(c.relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC'
-           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-          WHERE i.inhparent = 'pandora.request_logs'::regclass AND c.relname ~ '^request_logs_[0-9]{8}$')
-        """
-
-    /// What hops charged, period by period, in the log and in the ledger.
-    ///
-    /// The log must never say more. It may say less of a period that began before the log does, and a day of grace makes up for
-    /// hops that arrived before their period began. Hops without a lease do not say in which period they were booked: they may
-    /// explain what any period of their row has more in the ledger. Hops that the log refused are known to the ledger.
-    private static let sums = """
-        booked AS (
-            SELECT l.environment_id, l.service_id, l.period,
-                   min(l.at) >= \(logBegin) + interval '1 day' AS is_kept,
-                   coalesce(sum(l.used_delta) FILTER (
-                       WHERE l.kind IN ('hops', 'overrun') AND l.reservation_id IS NULL AND NOT l.rowless), 0) AS units
-              FROM pandora.quota_ledger l GROUP BY 1, 2, 3),
-        logged AS (
-            SELECT h.environment_id, h.service_id, h.period, sum(h.units) AS units FROM pandora.request_logs h
-             WHERE h.units > 0 AND h.environment_id IS NOT NULL AND h.service_id IS NOT NULL GROUP BY 1, 2, 3),
-        loose AS (SELECT * FROM logged WHERE period IS NULL),
-        periods AS (
-            SELECT environment_id, service_id, period, coalesce(b.is_kept, false) AS is_kept,
-                   coalesce(b.units, 0) AS booked, coalesce(h.units, 0) AS logged
-              FROM booked b FULL JOIN (SELECT * FROM logged WHERE period IS NOT NULL) AS h USING (environment_id, service_id, period)),
-        pairs AS (
-            SELECT environment_id, service_id, coalesce(bool_and(p.is_kept), true) AS is_kept,
-                   coalesce(sum(p.booked - p.logged) FILTER (WHERE p.is_kept AND p.booked > p.logged), 0) AS unexplained,
-                   coalesce(max(l.units), 0) AS loose
-              FROM periods p FULL JOIN loose l USING (environment_id, service_id) GROUP BY 1, 2)
-        """
+    private static let logBegin = "(SELECT pandora.log_begin())"
 
     static let logQuestions = [
         Question(
             "log",
             """
-            WITH \(sums)
-            SELECT pandora.pair_name(p.environment_id, p.service_id) || ', period ' || p.period, p.logged::bigint, p.booked::bigint,
-                   0::bigint
-              FROM periods p JOIN pairs USING (environment_id, service_id)
-             WHERE p.logged > p.booked OR p.is_kept AND p.booked > p.logged AND pairs.loose = 0
-            UNION ALL
-            SELECT pandora.pair_name(q.environment_id, q.service_id), 0, q.unexplained::bigint, q.loose::bigint FROM pairs q
-             WHERE q.loose > 0 AND (q.unexplained > q.loose OR q.is_kept AND q.unexplained < q.loose)
-             ORDER BY 1 LIMIT \(namesMax)
+            SELECT concat_ws(', period ', pandora.pair_name(f.environment_id, f.service_id), f.period),
+                   \(whole("f.logged + f.loose")), \(whole("f.booked")), f.loose > 0
+              FROM pandora.log_faults f ORDER BY 1 LIMIT \(namesMax)
             """,
             each: { row in
-                let (logged, booked, loose): (Int64, Int64, Int64) = (row.int64(1), row.int64(2), row.int64(3))
-                let beside = loose > 0 ? " beside those of its leases" : ""
+                let (logged, booked): (Int64, Int64) = (row.int64(1), row.int64(2))
+                let beside = row.bool(3) ? " beside those of its leases" : ""
                 return Finding(
                     .log, at: row.string(0),
-                    "hops in the log charged \(logged + loose) units\(beside), but the ledger has \(booked)",
-                    hint: booked > logged + loose
+                    "hops in the log charged \(logged) units\(beside), but the ledger has \(booked)",
+                    hint: booked > logged
                         ? "rows of the log are missing"
                         : "rows of the ledger are missing, or somebody wrote to the log",
-                    .init("log", logged + loose), .init("ledger", booked))
+                    .init("log", logged), .init("ledger", booked))
             }),
         Question(
             "rejected",
             """
-            SELECT pandora.pair_name(l.environment_id, l.service_id), sum(l.frames) FILTER (WHERE l.kind = 'hops')::bigint,
-                   sum(l.used_delta)::bigint
+            SELECT pandora.pair_name(l.environment_id, l.service_id), \(whole("coalesce(sum(l.frames) FILTER (WHERE l.kind = 'hops'), 0)")),
+                   \(whole("sum(l.used_delta)"))
               FROM pandora.quota_ledger l
              WHERE l.rowless AND l.kind IN ('hops', 'overrun') AND l.at >= \(logBegin)
              GROUP BY l.environment_id, l.service_id ORDER BY 1 LIMIT \(namesMax)

@@ -7,8 +7,8 @@ extension Doctor {
             "balance",
             """
             SELECT pandora.pair_name(b.environment_id, b.service_id) || ', period ' || b.period, b.max_request, b.used_request,
-                   b.available_request, b.held_request, b.ledger_used::bigint, b.ledger_limit::bigint, b.openings,
-                   b.leased::bigint, b.reserved::bigint
+                   b.available_request, b.held_request, \(whole("b.ledger_used")), \(whole("b.ledger_limit")), b.openings,
+                   \(whole("b.leased")), \(whole("b.reserved")), \(whole("b.leased + b.reserved"))
               FROM pandora.quota_balance b
              WHERE b.is_wrong OR b.openings <> 1 OR b.ledger_limit <> coalesce(b.max_request, 0)
              ORDER BY b.environment_id, b.service_id LIMIT \(namesMax)
@@ -27,11 +27,14 @@ extension Doctor {
         var openings: Int64
         var leased: Int64
         var reserved: Int64
+        /// Of both.
+        var holds: Int64
 
         init(_ row: Row) {
             (place, limit, used) = (row.string(0), row.int64(1), row.int64(2))
             (available, held, ledgerUsed) = (row.int64(3), row.int64(4), row.int64(5))
             (ledgerLimit, openings, leased, reserved) = (row.int64(6), row.int64(7), row.int64(8), row.int64(9))
+            holds = row.int64(10)
         }
 
         private static let repair = "pandora doctor --repair"
@@ -48,7 +51,8 @@ extension Doctor {
                 findings.append(
                     Finding(
                         .used, at: place, "\(used) units are used, but the ledger explains \(ledgerUsed)",
-                        hint: openings == 1 ? Self.repair : nil, .init("used", used), .init("ledger", ledgerUsed)))
+                        hint: openings == 1 && ledgerUsed >= 0 ? Self.repair + ", unless the log contradicts the ledger" : nil,
+                        .init("used", used), .init("ledger", ledgerUsed)))
             }
             if ledgerLimit != limit ?? 0 {
                 findings.append(
@@ -65,7 +69,7 @@ extension Doctor {
                             + Self.text(limit.map { $0 - used }),
                         hint: Self.repair, .init("available", available ?? 0), .init("limit", limit ?? 0), .init("used", used)))
             }
-            if held != leased + reserved {
+            if held != holds {
                 findings.append(
                     Finding(
                         .held, at: place, "\(held) units are held, but leases have \(leased) open and flows \(reserved)",

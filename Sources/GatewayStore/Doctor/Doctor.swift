@@ -37,6 +37,16 @@ public struct Doctor: Sendable {
     static let overdue = Limits.sweepConnected * 2
     private static let attempts = 5
 
+    /// SQL: a sum as a number that is read, however far beyond one it is.
+    static func whole(_ sum: String) -> String {
+        "least(greatest(\(sum), \(Int64.min)), \(Int64.max))::bigint"
+    }
+
+    /// SQL: the whole seconds since a moment, also since one that never was.
+    static func seconds(since moment: String) -> String {
+        "extract(epoch FROM now() - greatest(\(moment), now() - interval '1000 years'))::bigint"
+    }
+
     /// - Parameter log: false: without the questions that read the whole log and the whole ledger.
     public func examine(log: Bool = true) async throws(AdministrationError) -> [Finding] {
         let questions = Self.quotaQuestions + Self.holderQuestions + Self.timeQuestions + (log ? Self.logQuestions : [])

@@ -45,7 +45,7 @@ public struct Finding: Sendable, Equatable {
 
 /// Something that ``Doctor/repair()`` did.
 public struct Repair: Sendable, Equatable {
-    /// partition · moved · log_busy · flows · reset · held · used · available
+    /// partition · moved · log_busy · flows · flows_early · hops · reset · schedule · held · used · available
     public var what: String
     /// A day, or a row of quota.
     public var object: String
@@ -53,7 +53,7 @@ public struct Repair: Sendable, Equatable {
     public var became: Int64?
 
     /// What was meant to be done and could not be done now.
-    public var isLeft: Bool { what == "log_busy" }
+    public var isLeft: Bool { what == "log_busy" || what == "flows_early" }
 
     public var message: String {
         switch what {
@@ -61,7 +61,10 @@ public struct Repair: Sendable, Equatable {
         case "moved": "\(became ?? 0) rows of the log moved to the partition of \(object)"
         case "log_busy": "partitions of the log were left alone: somebody uses it just now"
         case "flows": "\(became ?? 0) expired flows were given back"
+        case "flows_early": "expired flows were left alone: the server came up a moment ago, and nodes may still settle them"
+        case "hops": "\(became ?? 0) hops of flows that are no more were removed"
         case "reset": "\(object): the period that was over is reset"
+        case "schedule": "\(object): the next reset is when the calendar has it"
         default: "\(object): \(what) was \(text(was)), is \(text(became))"
         }
     }

@@ -41,7 +41,7 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(boot.quota == QuotaSettings())
         #expect(boot.log == LogSettings())
         #expect(boot.drain == Limits.drain)
-        #expect(boot.spool.size == Limits.spoolSize && boot.spool.keep == Limits.spoolKeep && boot.spool.sync == .interval)
+        #expect(boot.spool == SpoolSettings())
     }
 
     @Test func secretsDoNotPrint() throws {
@@ -160,10 +160,7 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("spool: {size: 10}", "f:6:15: error: spool.size: a size needs a unit; did you mean '10B'?"),
         ("spool: {size: 10GB}", "f:6:15: error: spool.size: 'GB' is no unit of size; use B, KiB, MiB, GiB or TiB; did you mean '10GiB'?"),
         ("spool: {size: 1KiB}", "f:6:15: error: spool.size must be between 32MiB and 1TiB, found '1KiB'"),
-        // Addresses and secrets.
-        ("admin: localhost:1", "f:6:8: error: admin must be a numeric address, found 'localhost'; did you mean '127.0.0.1:1'?"),
-        ("admin: 1.2.3.4:70000",
-         "f:6:8: error: admin must be an address and a port such as 0.0.0.0:8080 or [::]:8080, found '1.2.3.4:70000'"),
+        // Secrets.
         ("database: {url: '${NOT_SET}'}", "f:6:17: error: environment variable NOT_SET is not set"),
         ("database: {url: 'file:/nowhere'}", "f:6:17: error: database.url: cannot read file '/nowhere'"),
         ("database: {url: mysql://u:secret@h}", "f:6:17: error: database.url must begin with postgres:// or postgresql:// or file:"),
@@ -172,6 +169,13 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("flows: {f: {start: al, finish: all}}", "f:6:20: error: flow 'f' names route 'al', which does not exist; did you mean 'all'?"),
         ("flows: {f: {start: all, finish: all}}", "f:6:33: error: route 'all' has a role in a flow already"),
     ]) func bootAndFlows(more: String, expected: String) { #expect(faults(file(more)) == [expected]) }
+
+    @Test(arguments: [
+        ("localhost:1", "f:1:9: error: listen must be a numeric address, found 'localhost'; did you mean '127.0.0.1:1'?"),
+        ("1.2.3.4:70000", "f:1:9: error: listen must be an address and a port such as 0.0.0.0:8080 or [::]:8080, found '1.2.3.4:70000'"),
+    ]) func listenAddresses(address: String, expected: String) {
+        #expect(faults(file().replacing("127.0.0.1:0", with: address)) == [expected])
+    }
 
     @Test(arguments: [
         ("{name: a, service: s, upstream: uu}", "f:5:37: error: upstream 'uu' does not exist; did you mean 'u'?"),
