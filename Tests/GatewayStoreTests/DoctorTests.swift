@@ -83,6 +83,30 @@ import Testing
         }
     }
 
+    /// Of another service, or of another environment, nothing explains a row or is put right with it.
+    @Test func everyRowIsComparedWithWhatIsItsOwn() async throws {
+        try await withTraffic { store in
+            try await store.run(
+                """
+                INSERT INTO service (name) VALUES ('t');
+                INSERT INTO project_service (project_id, service_id) VALUES (1, 2);
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 2, 50);
+                SELECT lease_acquire('\(Self.spool)', 1, '{1,2}', '{2,1}', '{6,7}', '{6,7}');
+                SELECT flow_start('{\(Self.flow(3))}', '{\(Self.hop(3))}', '{\(Self.key)}', '{1}', '{2}', '{f}', '{4}', '{60000000}',
+                                  '{600000000}', '{9}');
+                """)
+            #expect(try await examine(store) == [])
+            try await store.run("UPDATE environment_service SET held_request = 77 WHERE (environment_id, service_id) = (1, 2)")
+            let place = "c/p/e1 t/1, period 1"
+            #expect(try await examine(store).map(\.place) == [place])
+            #expect(try await repair(store) == [Repair(what: "held", object: place, was: 77, became: 10)])
+            #expect(try await examine(store) == [])
+            try await store.run("UPDATE environment_service SET held_request = 77 WHERE environment_id = 2")
+            #expect(try await repair(store).map(\.became) == [7])
+            #expect(try await examine(store) == [])
+        }
+    }
+
     @Test func whatIsUsedIsWhatTheLedgerExplains() async throws {
         try await withTraffic { store in
             try await store.run("UPDATE environment_service SET used_request = 50, available_request = 50 WHERE environment_id = 1")
@@ -320,6 +344,29 @@ import Testing
             #expect(try await store.run("SELECT outcome FROM quota_ledger WHERE reservation_id = '\(Self.flow(2))'") == ["expired"])
             #expect(try await store.run("SELECT held_request FROM environment_service WHERE environment_id = 1") == ["5"])
             #expect(try await examine(store) == [])
+        }
+    }
+
+    /// Whoever expired a moment ago is the sweeper's, and so is what is more than one transaction's work.
+    @Test func aRepairGivesBackOverdueFlowsAndSoManyAtMost() async throws {
+        try await withTraffic { store in
+            try await store.run(
+                """
+                SELECT flow_start('{\(Self.flow(3)),\(Self.flow(4))}', '{\(Self.hop(3)),\(Self.hop(4))}', '{\(Self.key),\(Self.key)}',
+                                  '{2,2}', '{1,1}', '{f,f}', '{1,1}', '{60000000,60000000}', '{600000000,600000000}', '{9,9}');
+                CREATE TABLE age AS SELECT now() AS at, now() - pg_postmaster_start_time() AS age;
+                UPDATE reservations SET expires_at = at - age * right(id, 1)::integer, request_time = '2020-01-01' FROM age
+                 WHERE id <> '\(Self.flow(2))';
+                UPDATE reservations SET expires_at = now() - interval '1 us' WHERE id = '\(Self.flow(2))';
+                """)
+            // The server has not been there for so long: settles may still wait in the nodes.
+            #expect(try await store.run("SELECT what FROM age, repair('test', now() - at + age * 2, 9, 7)") == [])
+            // Half as old as the server: those of environment 2 are overdue, and the one of environment 1 is not yet.
+            let repair = { (most: Int) in "SELECT what, became FROM age, repair('test', age / 2 + (now() - at), \(most), 7)" }
+            #expect(try await store.run(repair(1)) == ["flows|1"])
+            #expect(try await store.run("SELECT id FROM reservations ORDER BY 1") == [Self.flow(2), Self.flow(3)])
+            #expect(try await store.run(repair(9)) == ["flows|1"])
+            #expect(try await store.run("SELECT id FROM reservations") == [Self.flow(2)])
         }
     }
 

@@ -134,6 +134,51 @@ import Testing
         }
     }
 
+    /// Of one service of one project: the others have their own periods.
+    @Test func aResetLeavesOtherServicesAndOtherProjectsAlone() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO service (name) VALUES ('t');
+                INSERT INTO project (client_id, name) VALUES (1, 'q');
+                INSERT INTO environment (project_id, name) VALUES (2, 'e');
+                INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily'), (2, 1, 'daily');
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60), (1, 2, 70), (2, 1, 80);
+                UPDATE environment_service SET used_request = 30, available_request = max_request - 30, held_request = 5;
+                UPDATE project_service SET next_reset = now() - interval '1 h';
+                """)
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
+            let periods = "SELECT environment_id, service_id, period, used_request, held_request FROM environment_service ORDER BY 1, 2"
+            #expect(try await store.run(periods) == ["1|1|2|0|0", "1|2|1|30|5", "2|1|1|30|5"])
+            let due = "SELECT project_id, service_id FROM project_service WHERE next_reset < now() ORDER BY 1, 2"
+            #expect(try await store.run(due) == ["1|2", "2|1"])
+            // A question resets what it is about.
+            try await store.run("SELECT reset_rows_due('{2}', '{1}')")
+            #expect(try await store.run(due) == ["1|2"])
+            #expect(try await store.run("SELECT reset_next_due(), reset_next_due()") == ["t|f"])
+            #expect(try await store.run(periods) == ["1|1|2|0|0", "1|2|2|0|0", "2|1|2|0|0"])
+        }
+    }
+
+    /// The one that is due longest comes first, and one that another session has in hand is left to it.
+    @Test func aSweepersTurnIsTheOldestResetThatNobodyHasInHand() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO service (name) VALUES ('t'), ('u');
+                INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily'), (1, 3, 'daily');
+                UPDATE project_service SET next_reset = now() - service_id * interval '1 h';
+                """)
+            let other = try await store.connect()
+            try await other.script("BEGIN; SELECT FROM pandora.project_service WHERE service_id = 3 FOR NO KEY UPDATE")
+            #expect(try await store.run("SET lock_timeout = '10 s'; SELECT reset_next_due()") == ["t"])
+            #expect(try await store.run("SELECT service_id FROM project_service WHERE next_reset < now() ORDER BY 1") == ["1", "3"])
+            await other.shutdown()
+        }
+    }
+
     @Test func nodesThatFindAResetDueAtOnceDoItOnce() async throws {
         try await withStore { store in
             try await store.seed(limit: 100)

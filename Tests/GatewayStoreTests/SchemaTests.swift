@@ -36,8 +36,13 @@ import Testing
     }
 
     @Test(arguments: [
-        ("service", "status = 'disabled'"), ("client", "name = 'd'"), ("project", "status = 'disabled'"),
-        ("environment", "status = 'disabled'"), ("api_key", "expires_at = now()"), ("project_service", "max_request = 5000"),
+        ("service", "name = 't'"), ("service", "version = '2'"), ("service", "status = 'disabled'"),
+        ("client", "type = 'developer'"), ("client", "name = 'd'"), ("client", "email = 'a@b'"),
+        ("project", "name = 'q'"), ("project", "status = 'disabled'"), ("environment", "status = 'disabled'"),
+        ("api_key", "environment_id = 2"), ("api_key", "key = sha256('b')"), ("api_key", "prefix = 'b'"), ("api_key", "name = 'n'"),
+        ("api_key", "status = 'disabled'"), ("api_key", "expires_at = '2030-01-01'"),
+        ("project_service", "max_request = 5000"), ("project_service", "reset_frequency = 'daily'"),
+        ("project_service", "anchor = '2024-01-02'"), ("project_service", "time_zone = 'Asia/Tokyo'"),
         ("environment_service", "max_request = 10"),
     ])
     func configurationRaisesTheRevision(_ table: String, _ assignment: String) async throws {
@@ -215,6 +220,14 @@ import Testing
             #expect(
                 try await store.run("SELECT period, used_request, available_request FROM environment_service WHERE environment_id = 1")
                     == ["2|0|50"])
+            // One that was never there begins with the first.
+            try await store.run(
+                """
+                INSERT INTO service (name) VALUES ('t');
+                INSERT INTO project_service (project_id, service_id) VALUES (1, 2);
+                INSERT INTO environment_service (environment_id, service_id) VALUES (1, 2), (2, 2);
+                """)
+            #expect(try await store.run("SELECT DISTINCT period FROM environment_service WHERE service_id = 2") == ["1"])
         }
     }
 
@@ -243,7 +256,9 @@ import Testing
             #expect(try await store.run("SELECT count(*) FROM request_logs_20310501") == ["1"])
             #expect(try await store.run("SELECT count(*) FROM request_logs") == ["3"])
             // Yesterday, today and a week ahead are there from the beginning; retention drops what ended.
-            #expect(try await store.run("SELECT drop_log_partitions(now())") == ["1"])
+            let midnight = "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
+            #expect(try await store.run("SELECT drop_log_partitions(\(midnight) - interval '1 us')") == ["0"])
+            #expect(try await store.run("SELECT drop_log_partitions(\(midnight))") == ["1"])
             #expect(try await store.run("SELECT count(*) FROM request_logs") == ["3"])
             #expect(try await store.run("SELECT ensure_log_partitions(7)") == ["1"])
         }

@@ -28,6 +28,27 @@ import Testing
         }
     }
 
+    @Test func everyProjectSharesEachServiceByItself() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO service (name) VALUES ('t');
+                INSERT INTO project (client_id, name) VALUES (1, 'q');
+                INSERT INTO environment (project_id, name) VALUES (2, 'e');
+                INSERT INTO project_service (project_id, service_id, max_request) VALUES (1, 2, 70), (2, 1, 80);
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 100), (1, 2, 70), (2, 1, 80);
+                """)
+            for (environment, service, limit) in [(1, 1, 101), (1, 2, 71), (2, 1, 81)] {
+                let place = "(environment_id, service_id) = (\(environment), \(service))"
+                #expect(
+                    try await store.refusal(of: "UPDATE environment_service SET max_request = \(limit) WHERE \(place)") == "PN002")
+                #expect(
+                    try await store.refusal(of: "UPDATE environment_service SET max_request = \(limit - 9) WHERE \(place)") == nil)
+            }
+        }
+    }
+
     @Test func nothingUnlimitedInALimitedProject() async throws {
         try await withStore { store in
             try await store.seed(limit: 100)

@@ -33,6 +33,30 @@ struct Store: Sendable {
         try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
     }
 
+    /// The answer to `second`, which is asked while `first` is done but not committed yet, on another connection: it comes at
+    /// once, or after the commit where it must wait for that.
+    func answer(to second: String, amid first: String) async throws -> [String] {
+        let (one, other) = (try await connect(), try await connect())
+        try await one.script("SET search_path = pandora; BEGIN; \(first)")
+        let isDone = Locked(false)
+        async let rows = {
+            defer { isDone.withLock { $0 = true } }
+            return try await other.script("SET search_path = pandora; \(second)").map { row in
+                (0..<row.columns).map { row.string($0) ?? "" }.joined(separator: "|")
+            }
+        }()
+        try await eventually("it is done or waits") {
+            if isDone.withLock({ $0 }) { return true }
+            return try await run(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") != ["0"]
+        }
+        try await one.script("COMMIT")
+        let answer = try await rows
+        await one.shutdown()
+        await other.shutdown()
+        return answer
+    }
+
     /// One client, project and service, and environments e1, e2 …; the service is assigned to the project.
     func seed(limit: Int64?, environments: Int = 1) async throws {
         try await run(

@@ -29,15 +29,16 @@ import Testing
             SET search_path = pandora;
             UPDATE project_service SET max_request = NULL;
             INSERT INTO environment (project_id, name) VALUES (1, 'f');
-            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL);
+            INSERT INTO service (name) VALUES ('t');
+            INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily');
+            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL), (1, 2, 40);
             INSERT INTO log_spool (id, node) VALUES ('00000000-0000-7000-8000-000000000001', 'n');
             """)
         let client = try await PostgresClient.connect(
             PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
         var model = ModelStore()
-        let rows = [1, 2].map { QuotaRow(environmentID: $0, serviceID: 1) }
-        model.setLimit(60, of: rows[0])
-        model.setLimit(nil, of: rows[1])
+        let rows = [(1, 1), (2, 1), (1, 2)].map { QuotaRow(environmentID: $0.0, serviceID: $0.1) }
+        for (row, limit) in zip(rows, [60, nil, 40] as [Int64?]) { model.setLimit(limit, of: row) }
         _ = model.open(0)
         var pair = Pair(
             random: SeededRandom(seed: seed), model: model, rows: rows, store: FlowStore(client, reactor), admin: admin)
@@ -122,6 +123,12 @@ private struct Pair {
         }
     }
 
+    /// Mostly the first one.
+    private mutating func anyRow() -> QuotaRow { rows[[0, 0, 0, 0, 1, 2, 2][Int(random.pick(0...6))]] }
+
+    /// Deadlines are compared in steps of five minutes: no test takes that long.
+    private mutating func fiveMinutes(_ times: ClosedRange<Int64>) -> Duration { .seconds(300 * random.pick(times)) }
+
     private mutating func request() -> RequestID {
         last += 1
         return RequestID(UUIDBits(high: last, low: 1))
@@ -146,8 +153,8 @@ private struct Pair {
             hop.key.map { FlowNote(id: hop.id, key: $0, status: UInt16(200 + random.pick(0...9))) }
         }
         hops += turn.hops
-        let expected = timeless(model.take(turn))
-        let answers = timeless(try await store.take(turn))
+        let expected = coarse(model.take(turn))
+        let answers = coarse(try await store.take(turn))
         #expect(answers == expected, "\(turn)")
         for (start, reply) in zip(turn.starts, expected.starts) {
             if case .started = reply { started.append(start.id) }
@@ -158,10 +165,10 @@ private struct Pair {
     private mutating func nextStarts() -> [FlowStart] {
         var starts: [FlowStart] = []
         for _ in 0..<random.pick(1...6) {
-            let row = rows[Int(random.pick(0...4)) / 4]
+            let row = anyRow()
             let flow = Flow(
-                name: "f", start: "a", steps: ["b", "c"], finish: "d", units: random.pick(0...15), timeMax: .seconds(3_000),
-                hops: 6, ordered: true, open: 5)
+                name: "f", start: "a", steps: ["b", "c"], finish: "d", units: random.pick(0...15), timeToLive: fiveMinutes(1...4),
+                timeMax: fiveMinutes(3...8), hops: 6, ordered: true, open: 5)
             // A key belongs to one environment.
             let key = KeyID(UUIDBits(high: UInt64(row.environmentID), low: UInt64(random.pick(0...1))))
             var start = FlowStart(flow, id: ReservationID(request().uuid), requestID: request(), keyID: key, row: row)
@@ -181,7 +188,7 @@ private struct Pair {
 
     private mutating func nextHops() -> [FlowHop] {
         var batch: [FlowHop] = []
-        for _ in 0..<random.pick(1...4) {
+        for _ in 0..<random.pick(1...6) {
             let id = anyFlow()
             guard !batch.contains(where: { $0.id == id }) else { continue }
             if let known = hops.last(where: { $0.id == id }), random.chance(5) {
@@ -189,14 +196,15 @@ private struct Pair {
                 continue
             }
             let flow = Flow(
-                name: random.chance(15) ? "g" : "f", start: "a", steps: ["b", "c"], finish: "d", timeMax: .seconds(3_000),
-                hops: 6, ordered: random.chance(2))
+                name: random.chance(15) ? "g" : "f", start: "a", steps: ["b", "c"], finish: "d", timeToLive: fiveMinutes(1...9),
+                hops: 4, ordered: random.chance(2))
             var environment = model.reservations[id]?.row.environmentID ?? model.ended[id]?.row.environmentID ?? 1
             if random.chance(15) { environment = 3 - environment }
-            if random.chance(2) {
-                batch.append(FlowHop(finishOf: flow, id: id, requestID: request(), environmentID: environment))
+            if random.chance(4) {
+                batch.append(
+                    FlowHop(finishOf: flow, id: id, requestID: request(), environmentID: environment, claim: fiveMinutes(1...9)))
             } else {
-                let key = random.chance(2) ? StepKey("k\(random.pick(0...2))".utf8) : nil
+                let key = random.chance(2) ? StepKey("k\(random.pick(0...1))".utf8) : nil
                 batch.append(
                     FlowHop(
                         stepOf: flow, index: Int(random.pick(0...1)), id: id, requestID: request(),
@@ -213,7 +221,7 @@ private struct Pair {
             switch random.pick(0...5) {
             case 0...2: .commit(units: random.chance(3) ? random.pick(0...20) : known?.units ?? random.pick(0...3))
             case 3: .rollback
-            default: .reopen(timeToLive: 300_000_000)
+            default: .reopen(timeToLive: fiveMinutes(1...9).wholeMicroseconds)
             }
         var row = known?.row ?? model.ended[id]?.row ?? rows[0]
         if random.chance(15) { row.environmentID = 3 - row.environmentID }
@@ -224,7 +232,7 @@ private struct Pair {
 
     private mutating func nextOrders() -> [FlowOrder] {
         var orders: [FlowOrder] = []
-        for _ in 0..<random.pick(1...4) {
+        for _ in 0..<random.pick(1...3) {
             let id = anyFlow()
             guard !orders.contains(where: { $0.id == id }) else { continue }
             if random.chance(4) {
@@ -247,7 +255,7 @@ private struct Pair {
             try await admin.script(
                 """
                 UPDATE pandora.project_service SET next_reset = clock_timestamp() - interval '1 s';
-                SELECT pandora.reset_if_due(1, 1);
+                SELECT pandora.reset_if_due(1, 1), pandora.reset_if_due(1, 2);
                 """)
             return "reset"
         }
@@ -258,8 +266,8 @@ private struct Pair {
         // A claim that is said again lives again.
         let claim = hops.last { $0.isFinish && $0.id == id && $0.requestID == model.reservations[id]?.finishingHop }
         if random.chance(2), let renewal = claim?.renewal {
-            let expected = model.advance([renewal]).map(timeless)
-            #expect(try await store.advance([renewal]).map(timeless) == expected)
+            let expected = model.advance([renewal]).map(coarse)
+            #expect(try await store.advance([renewal]).map(coarse) == expected)
         }
         let count = model.expireFlows()
         #expect(try await admin.script("SELECT pandora.flow_expire(100, '0 s')")[0].string(0) == "\(count)")
@@ -268,12 +276,12 @@ private struct Pair {
 
     private mutating func edit() async throws -> String {
         let limit = random.chance(5) ? nil : random.pick(0...120)
-        let row = rows[Int(random.pick(0...4)) / 4]
+        let row = anyRow()
         model.setLimit(limit, of: row)
         try await admin.script(
             """
             UPDATE pandora.environment_service SET max_request = \(limit.map(String.init) ?? "NULL")
-             WHERE environment_id = \(row.environmentID)
+             WHERE environment_id = \(row.environmentID) AND service_id = \(row.serviceID)
             """)
         return "limit \(limit ?? -1)"
     }
@@ -281,16 +289,20 @@ private struct Pair {
     /// Leases share the row.
     private mutating func lease() async throws -> String {
         let need = random.pick(0...20)
-        let question = LeaseQuestion(row: rows[0], need: need, wish: need)
-        _ = try model.acquire(0, epoch: 1, [question])
+        let row = rows[random.chance(3) ? 2 : 0]
+        _ = try model.acquire(0, epoch: 1, [LeaseQuestion(row: row, need: need, wish: need)])
         try await admin.script(
-            "SELECT * FROM pandora.lease_acquire('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}', '{\(need)}', '{\(need)}')")
-        if random.chance(2), let lease = model.leases.first(where: { $0.key.row == rows[0] && $0.value.open > 0 }) {
+            """
+            SELECT * FROM pandora.lease_acquire('00000000-0000-7000-8000-000000000001', 1, '{1}', '{\(row.serviceID)}',
+                                                '{\(need)}', '{\(need)}')
+            """)
+        let open = model.leases.filter { $0.key.row == row && $0.value.open > 0 }.min { $0.key < $1.key }
+        if random.chance(2), let lease = open {
             let total = lease.value.returned + lease.value.open
-            try model.giveBack(0, epoch: 1, [LeaseReturn(row: rows[0], period: lease.key.period, totalReturned: total)])
+            try model.giveBack(0, epoch: 1, [LeaseReturn(row: row, period: lease.key.period, totalReturned: total)])
             try await admin.script(
                 """
-                SELECT pandora.lease_return('00000000-0000-7000-8000-000000000001', 1, '{1}', '{1}',
+                SELECT pandora.lease_return('00000000-0000-7000-8000-000000000001', 1, '{1}', '{\(row.serviceID)}',
                                             '{\(lease.key.period)}', '{\(total)}')
                 """)
         }
@@ -315,40 +327,42 @@ private struct Pair {
         return "show \(id)"
     }
 
-    // MARK: - Without the clock
+    // MARK: - With a clock that shows five minutes
 
-    private func timeless(_ answers: FlowTurnAnswers) -> FlowTurnAnswers {
+    private static func coarse(_ microseconds: Int64) -> Int64 { (microseconds + 299_999_999) / 300_000_000 }
+
+    private func coarse(_ answers: FlowTurnAnswers) -> FlowTurnAnswers {
         var answers = answers
-        answers.hops = answers.hops.map(timeless)
-        answers.starts = answers.starts.map(timeless)
+        answers.hops = answers.hops.map(coarse)
+        answers.starts = answers.starts.map(coarse)
         return answers
     }
 
-    private func timeless(_ reply: FlowStartReply) -> FlowStartReply {
-        func timeless(_ numbers: FlowNumbers) -> FlowNumbers {
+    private func coarse(_ reply: FlowStartReply) -> FlowStartReply {
+        func coarse(_ numbers: FlowNumbers) -> FlowNumbers {
             var numbers = numbers
             numbers.resetIn = nil
             return numbers
         }
         switch reply {
         // What the row has meanwhile is of no use to the one who asks again.
-        case .started(var numbers, _):
+        case .started(var numbers, let expiresIn):
             (numbers.limit, numbers.available, numbers.held) = (nil, nil, 0)
-            return .started(timeless(numbers), expiresIn: 0)
+            return .started(coarse(numbers), expiresIn: Self.coarse(expiresIn))
         case .short(let numbers, let leased, let deadline):
-            return .short(timeless(numbers), leased: leased, deadlineIn: deadline.map { _ in 0 })
-        case .limit(let deadline): return .limit(deadlineIn: deadline.map { _ in 0 })
+            return .short(coarse(numbers), leased: leased, deadlineIn: deadline.map(Self.coarse))
+        case .limit(let deadline): return .limit(deadlineIn: deadline.map(Self.coarse))
         case .notAssigned, .ended: return reply
         }
     }
 
-    private func timeless(_ answer: FlowHopAnswer) -> FlowHopAnswer {
+    private func coarse(_ answer: FlowHopAnswer) -> FlowHopAnswer {
         switch answer {
         case .passed(var flow):
-            flow.expiresIn = 0
+            flow.expiresIn = Self.coarse(flow.expiresIn)
             return .passed(flow)
         case .repeated(var flow, let first, let status):
-            flow.expiresIn = 0
+            flow.expiresIn = Self.coarse(flow.expiresIn)
             return .repeated(flow, first: first, status: status)
         default: return answer
         }
@@ -360,20 +374,24 @@ private struct Pair {
         let rows = try await admin.script(
             """
             SELECT line FROM (
-                SELECT concat_ws(' ', 'row', environment_id, coalesce(max_request, -1), used_request, held_request,
+                SELECT concat_ws(' ', 'row', environment_id, service_id, coalesce(max_request, -1), used_request, held_request,
                                  period) AS line FROM pandora.environment_service
                 UNION ALL
                 SELECT concat_ws(' ', 'flow', id, environment_id, service_id, api_key, start_point, flow, units, period, hops,
-                                 step, coalesce(last_hop, '-'), coalesce(finishing_hop, '-')) FROM pandora.reservations
+                                 step, coalesce(last_hop, '-'), coalesce(finishing_hop, '-'),
+                                 ceil(extract(epoch FROM expires_at - clock_timestamp()) / 300),
+                                 ceil(extract(epoch FROM deadline_max - clock_timestamp()) / 300)) FROM pandora.reservations
                 UNION ALL
                 SELECT concat_ws(' ', 'step', reservation_id, idempotency_key, request_id, coalesce(status_code, 0))
                   FROM pandora.flow_hop
                 UNION ALL
-                SELECT concat_ws(' ', 'ended', reservation_id, environment_id, period, max(outcome), sum(used_delta))
-                  FROM pandora.quota_ledger WHERE reservation_id IS NOT NULL GROUP BY reservation_id, environment_id, period
+                SELECT concat_ws(' ', 'ended', reservation_id, environment_id, service_id, period, max(outcome), sum(used_delta))
+                  FROM pandora.quota_ledger WHERE reservation_id IS NOT NULL
+                 GROUP BY reservation_id, environment_id, service_id, period
                 UNION ALL
-                SELECT concat_ws(' ', 'ledger', environment_id, period, kind, sum(used_delta))
-                  FROM pandora.quota_ledger GROUP BY environment_id, period, kind HAVING sum(used_delta) <> 0) AS lines
+                SELECT concat_ws(' ', 'ledger', environment_id, service_id, period, kind, sum(used_delta))
+                  FROM pandora.quota_ledger GROUP BY environment_id, service_id, period, kind
+                HAVING sum(used_delta) <> 0) AS lines
             ORDER BY line COLLATE "C"
             """)
         return rows.map { $0.string(0) }
@@ -382,13 +400,14 @@ private struct Pair {
     func modelState() -> [String] {
         var lines: [String] = []
         for (row, quota) in model.quotas {
-            lines.append("row \(row.environmentID) \(quota.limit ?? -1) \(quota.used) \(quota.held) \(quota.period)")
+            lines.append("row \(row.environmentID) \(row.serviceID) \(quota.limit ?? -1) \(quota.used) \(quota.held) \(quota.period)")
         }
         for (id, flow) in model.reservations {
             lines.append(
                 "flow \(id) \(flow.row.environmentID) \(flow.row.serviceID) \(flow.keyID) \(flow.startPoint) \(flow.flow) "
                     + "\(flow.units) \(flow.period) \(flow.hops) \(flow.step) \(flow.lastHop.map { "\($0)" } ?? "-") "
-                    + "\(flow.finishingHop.map { "\($0)" } ?? "-")")
+                    + "\(flow.finishingHop.map { "\($0)" } ?? "-") \(Self.coarse(flow.expiresAt - model.now)) "
+                    + "\(Self.coarse(flow.deadlineMax - model.now))")
             for (key, step) in flow.steps { lines.append("step \(id) \(key.text) \(step.request) \(step.status ?? 0)") }
         }
         for (id, flow) in model.ended {
@@ -398,12 +417,12 @@ private struct Pair {
                 case .rolledBack: "rolled_back"
                 case .expired: "expired"
                 }
-            lines.append("ended \(id) \(flow.row.environmentID) \(flow.period) \(outcome) \(flow.charged)")
+            lines.append("ended \(id) \(flow.row.environmentID) \(flow.row.serviceID) \(flow.period) \(outcome) \(flow.charged)")
         }
         for (id, booked) in model.ledger {
             for (kind, used) in [("flow", booked.flows), ("overrun", booked.late + booked.overrun), ("hops", booked.hops)]
             where used != 0 {
-                lines.append("ledger \(id.row.environmentID) \(id.period) \(kind) \(used)")
+                lines.append("ledger \(id.row.environmentID) \(id.row.serviceID) \(id.period) \(kind) \(used)")
             }
         }
         return lines.sorted { Array($0.utf8).lexicographicallyPrecedes(Array($1.utf8)) }

@@ -8,8 +8,8 @@ import TestKit
 import Testing
 
 @Suite struct FlowTurnTests {
-    /// Every turn takes flows and quota rows of both environments, in any order, while periods turn: a deadlock would be a
-    /// failure of one of them.
+    /// Every turn takes flows and quota rows of both environments, in any order, while periods turn, log batches end flows and
+    /// leases are asked for: a deadlock would be a failure of one of them.
     @Test func turnsOfSeveralNodesNeverLockEachOtherOut() async throws {
         let database = try await TestDatabase.withQuota(1_000_000)
         try await database.psql(
@@ -18,6 +18,7 @@ import Testing
             UPDATE project_service SET max_request = NULL;
             INSERT INTO environment (project_id, name) VALUES (1, 'f');
             INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 1000000);
+            INSERT INTO log_spool (id, node) VALUES ('\(Self.spool)', 'n');
             """)
         let reactor = try Reactor.start(name: "turns")
         // Those started last, which everybody takes steps of and ends.
@@ -46,10 +47,19 @@ import Testing
                 }
                 await client.shutdown()
             }
+            for work in [Self.batch, Self.lease] {
+                group.addTask {
+                    let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+                    var random = SeededRandom(seed: 99)
+                    for _ in 0..<100 { try await client.script(work(known.withLock { $0 }, &random)) }
+                    await client.shutdown()
+                }
+            }
             try await group.waitForAll()
         }
         reactor.stop()
         #expect(try await database.psql("SELECT count(*) > 0 FROM pandora.quota_ledger WHERE kind = 'flow'") == ["t"])
+        #expect(try await database.psql("SELECT count(*) > 0 FROM pandora.quota_ledger WHERE kind = 'hops'") == ["t"])
         #expect(try await database.psql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == ["0"])
     }
 
@@ -110,6 +120,34 @@ import Testing
         for client in [straggler, other, sweeper, client] { await client.shutdown() }
         reactor.stop()
     }
+
+    private static let spool = "00000000-0000-7000-8000-000000000001"
+
+    /// A log batch with hops of both rows and the ends of some flows.
+    @Sendable private static func batch(_ known: [ReservationID], _ random: inout SeededRandom) -> String {
+        let ids = known.shuffled(using: &random).prefix(6)
+        func array(_ value: (ReservationID) -> String) -> String { "'{\(ids.map(value).joined(separator: ","))}'" }
+        let environments = array { "\(environment(of: $0))" }
+        let (ones, zeros, names) = (array { _ in "1" }, array { _ in "0" }, array { "\($0)" })
+        let rows = random.chance(2) ? "'{1,2}', '{1,1}'" : "'{2,1}', '{1,1}'"
+        let periods = "ARRAY[current_setting('test.period'), current_setting('test.period')]::bigint[]"
+        return """
+            BEGIN;
+            SELECT set_config('test.period', max(period)::text, true) FROM pandora.environment_service;
+            SELECT pandora.flow_lock(\(names), '\(spool)', \(rows), \(periods), \(environments), \(ones));
+            SELECT pandora.settle_hops('\(spool)', \(rows), \(periods), '{1,1}', '{1,1}', '{1,1}');
+            SELECT pandora.flow_settle(\(names), \(array { _ in "hop" }), \(array { _ in "rollback" }), \(environments), \(ones),
+                                       \(zeros), \(zeros), \(zeros));
+            COMMIT
+            """
+    }
+
+    @Sendable private static func lease(_ known: [ReservationID], _ random: inout SeededRandom) -> String {
+        let rows = random.chance(2) ? "'{1,2}', '{1,1}'" : "'{2,1}', '{1,1}'"
+        return "SELECT pandora.lease_acquire('\(spool)', 1, \(rows), '{3,3}', '{3,3}')"
+    }
+
+    fileprivate static func environment(of id: ReservationID) -> Int64 { Int64(id.uuid.high % 2) + 1 }
 }
 
 private struct TurnMaker {
@@ -126,11 +164,11 @@ private struct TurnMaker {
         for id in chosen.prefix(6) {
             let key = StepKey("k".utf8)!
             turn.hops.append(
-                FlowHop(stepOf: flow, index: 0, id: id, requestID: request(), environmentID: environment(of: id), key: key))
+                FlowHop(stepOf: flow, index: 0, id: id, requestID: request(), environmentID: FlowTurnTests.environment(of: id), key: key))
             turn.notes.append(FlowNote(id: id, key: key, status: 200))
         }
         for id in chosen.dropFirst(4).prefix(6) {
-            let row = QuotaRow(environmentID: environment(of: id), serviceID: 1)
+            let row = QuotaRow(environmentID: FlowTurnTests.environment(of: id), serviceID: 1)
             let action: FlowSettlement.Action = random.chance(2) ? .commit(units: 1) : .reopen(timeToLive: 300_000_000)
             turn.orders.append(
                 random.chance(2)
@@ -141,8 +179,6 @@ private struct TurnMaker {
         return turn
     }
 
-    private func environment(of id: ReservationID) -> Int64 { Int64(id.uuid.high % 2) + 1 }
-
     private mutating func request() -> RequestID {
         last += 1
         return RequestID(UUIDBits(high: node << 32 + last, low: 5))
@@ -150,7 +186,7 @@ private struct TurnMaker {
 
     private mutating func start() -> FlowStart {
         let id = ReservationID(UUIDBits(high: random.next() << 1 | random.next() % 2, low: 1))
-        let row = QuotaRow(environmentID: environment(of: id), serviceID: 1)
+        let row = QuotaRow(environmentID: FlowTurnTests.environment(of: id), serviceID: 1)
         let key = KeyID(UUIDBits(high: UInt64(row.environmentID), low: 1))
         return FlowStart(flow, id: id, requestID: request(), keyID: key, row: row)
     }

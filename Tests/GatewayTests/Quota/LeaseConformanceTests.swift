@@ -22,7 +22,9 @@ import Testing
             SET search_path = pandora;
             UPDATE project_service SET max_request = NULL;
             INSERT INTO environment (project_id, name) VALUES (1, 'f');
-            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL);
+            INSERT INTO service (name) VALUES ('t');
+            INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily');
+            INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL), (1, 2, 150);
             INSERT INTO log_spool (id, node) SELECT unnest('{\(Self.spools.joined(separator: ","))}'::uuid[]), 'n';
             """)
         let client = try await PostgresClient.connect(
@@ -30,9 +32,8 @@ import Testing
         let sessions = Self.spools.map { LeaseSession(client, spool: $0, epoch: 1) }
 
         var model = ModelStore()
-        let rows = [1, 2].map { QuotaRow(environmentID: $0, serviceID: 1) }
-        model.setLimit(200, of: rows[0])
-        model.setLimit(nil, of: rows[1])
+        let rows = [(1, 1), (2, 1), (1, 2)].map { QuotaRow(environmentID: $0.0, serviceID: $0.1) }
+        for (row, limit) in zip(rows, [200, nil, 150] as [Int64?]) { model.setLimit(limit, of: row) }
         for spool in 0...1 { _ = model.open(spool) }
         var random = SeededRandom(seed: seed)
         for step in 0..<120 {
@@ -52,13 +53,14 @@ import Testing
     private func operate(
         _ random: inout SeededRandom, _ model: inout ModelStore, _ spool: Int, _ rows: [QuotaRow], _ store: Store
     ) async throws -> String {
-        let row = rows[Int(random.pick(0...4)) / 4]
+        let row = rows[[0, 0, 0, 0, 1, 2, 2][Int(random.pick(0...6))]]
         let period = random.chance(5) ? max(1, model.quotas[row]!.period - 1) : model.quotas[row]!.period
         let units = random.pick(0...40)
         switch random.pick(0...13) {
         case 0...4:
             let questions = [
                 LeaseQuestion(row: rows[1], need: random.pick(0...10), wish: random.pick(0...90)),
+                LeaseQuestion(row: rows[2], need: random.pick(0...10), wish: random.pick(0...90)),
                 LeaseQuestion(row: rows[0], need: random.pick(0...10), wish: random.pick(0...90)),
             ]
             let expected = try model.acquire(spool, epoch: 1, questions).map(Self.timeless)
@@ -77,7 +79,7 @@ import Testing
             _ = try model.ship(spool, epoch: 1, from: model.spools[spool]!.shippedTo, [frame])
             try await store.admin.script(
                 """
-                SELECT pandora.settle_hops('\(Self.spools[spool])', '{\(row.environmentID)}', '{1}',
+                SELECT pandora.settle_hops('\(Self.spools[spool])', '{\(row.environmentID)}', '{\(row.serviceID)}',
                     '{\(frame.period)}', '{\(units)}', '{\(isLeased ? units : 0)}', '{1}')
                 """)
             return "settle \(frame)"
@@ -87,7 +89,7 @@ import Testing
             try await store.admin.script(
                 """
                 UPDATE pandora.environment_service SET max_request = \(limit.map(String.init) ?? "NULL")
-                 WHERE environment_id = \(row.environmentID)
+                 WHERE environment_id = \(row.environmentID) AND service_id = \(row.serviceID)
                 """)
             return "limit \(limit ?? -1)"
         case 11:
@@ -98,7 +100,7 @@ import Testing
             try await store.admin.script(
                 """
                 UPDATE pandora.project_service SET next_reset = clock_timestamp() - interval '1 s';
-                SELECT pandora.reset_if_due(1, 1);
+                SELECT pandora.reset_if_due(1, 1), pandora.reset_if_due(1, 2);
                 """)
             return "reset"
         case 12:
@@ -156,14 +158,14 @@ import Testing
         let rows = try await admin.script(
             """
             SELECT line FROM (
-                SELECT concat_ws(' ', 'row', environment_id, coalesce(max_request, -1), used_request, held_request,
+                SELECT concat_ws(' ', 'row', environment_id, service_id, coalesce(max_request, -1), used_request, held_request,
                                  period) AS line FROM pandora.environment_service
                 UNION ALL
-                SELECT concat_ws(' ', 'lease', right(spool_id::text, 1), environment_id, period, granted, settled,
+                SELECT concat_ws(' ', 'lease', right(spool_id::text, 1), environment_id, service_id, period, granted, settled,
                                  lost, refunded, returned, overrun) FROM pandora.quota_lease
                 UNION ALL
-                SELECT concat_ws(' ', 'ledger', environment_id, period, kind, sum(used_delta), sum(limit_delta))
-                  FROM pandora.quota_ledger GROUP BY environment_id, period, kind
+                SELECT concat_ws(' ', 'ledger', environment_id, service_id, period, kind, sum(used_delta), sum(limit_delta))
+                  FROM pandora.quota_ledger GROUP BY environment_id, service_id, period, kind
                 HAVING sum(used_delta) <> 0 OR sum(limit_delta) <> 0) AS lines
             ORDER BY line COLLATE "C"
             """)
@@ -173,11 +175,11 @@ import Testing
     private static func state(of model: ModelStore) -> [String] {
         var lines: [String] = []
         for (row, quota) in model.quotas {
-            lines.append("row \(row.environmentID) \(quota.limit ?? -1) \(quota.used) \(quota.held) \(quota.period)")
+            lines.append("row \(row.environmentID) \(row.serviceID) \(quota.limit ?? -1) \(quota.used) \(quota.held) \(quota.period)")
         }
         for (key, lease) in model.leases {
             lines.append(
-                "lease \(key.spool + 1) \(key.row.environmentID) \(key.period) \(lease.granted) \(lease.settled) "
+                "lease \(key.spool + 1) \(key.row.environmentID) \(key.row.serviceID) \(key.period) \(lease.granted) \(lease.settled) "
                     + "\(lease.lost) \(lease.refunded) \(lease.returned) \(lease.overrun)")
         }
         for (id, booked) in model.ledger {
@@ -187,7 +189,7 @@ import Testing
                 ("overrun", booked.overrun, 0),
             ]
             for (kind, used, limit) in kinds where used != 0 || limit != 0 {
-                lines.append("ledger \(id.row.environmentID) \(id.period) \(kind) \(used) \(limit)")
+                lines.append("ledger \(id.row.environmentID) \(id.row.serviceID) \(id.period) \(kind) \(used) \(limit)")
             }
         }
         return lines.sorted { Array($0.utf8).lexicographicallyPrecedes(Array($1.utf8)) }
