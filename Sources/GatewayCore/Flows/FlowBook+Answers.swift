@@ -59,10 +59,12 @@ extension FlowBook {
         max(limits.retryAfterHeld, deadlineIn.map(Self.seconds) ?? 0)
     }
 
-    /// Whether a recall may bring the units: then the request waits a moment more.
+    /// Whether the next turn, or a recall, may bring the units: then the request waits a moment more.
     private mutating func mayComeBack(
         _ numbers: FlowNumbers, _ leased: Int64, _ waiter: inout FlowLane<FlowStart>.Waiter, _ now: Int64
     ) -> Bool {
+        // The period ended while the start waited for its row: the next turn resets it first.
+        if let left = numbers.resetIn, left <= 0 { return true }
         let start = waiter.request
         guard let available = numbers.available, leased > 0, available >= start.units else { return false }
         let deniedAt = waiter.deniedAt ?? now

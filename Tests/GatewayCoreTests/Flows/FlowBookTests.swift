@@ -124,6 +124,24 @@ import Testing
         #expect(store.defect() == nil)
     }
 
+    @Test(arguments: [0, -20_000] as [Int64]) func aStartThatWaitedOverTheEndOfThePeriodIsAskedAgain(_ left: Int64) throws {
+        var fixture = FlowFixture(units: 10)
+        var store = fixture.store(10, period: 1_000_000)
+        let desk = FlowDesk(store)
+        #expect(desk.start(fixture.start(), at: &store)?.flow?.period == 1)
+        let ticket = try #require(desk.start(fixture.start()))
+        guard case .turn(let number, _) = desk.outbox.removeFirst() else { fatalError("no turn") }
+        // It had its row only after the end of the period, which was not due when it asked.
+        var answers = FlowTurnAnswers()
+        let numbers = FlowNumbers(period: 1, limit: 10, available: 0, held: 0, resetIn: left)
+        answers.starts = [.short(numbers, leased: 0, deadlineIn: nil)]
+        desk.now = 1_000_000 - left
+        desk.book.answered(number, answers, now: desk.now)
+        desk.wait(0)
+        desk.talk(to: &store)
+        #expect(desk.starts[ticket]?.flow?.period == 2 && store.defect() == nil)
+    }
+
     @Test func aServiceThatIsNotAssignedIsRefused() {
         var fixture = FlowFixture()
         var store = fixture.store(10)

@@ -214,6 +214,20 @@ import Testing
         try await node.close()
     }
 
+    /// A reset that was not due when a start was sent is done by the next turn.
+    @Test func aPeriodThatEndsWhileAStartWaitsForItsRowRefusesNobody() async throws {
+        let database = try await TestDatabase.withQuota(1)
+        let node = try await FlowNode(database)
+        #expect(try await node.runMany(1) == [.success(.ended(.committed(units: 1)))])
+        async let ended: Void = database.endPeriodUnderAWait()
+        try await database.isLocked()
+        let answer = try await node.start()
+        #expect(answer.flow?.period == 2, "\(answer)")
+        try await ended
+        #expect(try await node.counters().refusedUsedUp == 0)
+        try await node.close()
+    }
+
     @Test(arguments: [FlowVerdict.commit, .rollback]) func whatEndsAfterAResetTouchesOnlyItsOwnPeriod(_ verdict: FlowVerdict) async throws {
         let database = try await TestDatabase.withQuota(10)
         let node = try await FlowNode(database, flow: FlowNode.flow(units: 4))

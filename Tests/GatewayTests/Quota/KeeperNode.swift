@@ -163,6 +163,30 @@ extension TestDatabase {
         return database
     }
 
+    /// Waits until somebody has locked the row.
+    func isLocked() async throws {
+        try await eventually("the row is locked") {
+            try await psql("SELECT count(*) FROM (SELECT FROM pandora.environment_service FOR UPDATE SKIP LOCKED) AS free")[0] == "0"
+        }
+    }
+
+    /// Lets the period end while somebody waits for its row: what this transaction does is seen by nobody before it lets go.
+    func endPeriodUnderAWait() async throws {
+        try await psql(
+            """
+            BEGIN;
+            UPDATE pandora.project_service SET next_reset = clock_timestamp();
+            SELECT FROM pandora.environment_service FOR UPDATE;
+            DO $$ BEGIN
+                FOR turn IN 1..12000 LOOP
+                    EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)));
+                    PERFORM pg_sleep(0.01);
+                END LOOP;
+            END $$;
+            COMMIT;
+            """)
+    }
+
     private static let schema = Template("quota_schema") { database in
         let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent(
             "../../../migrations")
