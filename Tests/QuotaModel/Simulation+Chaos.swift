@@ -30,12 +30,14 @@ extension Simulation {
 
     private func edit(_ row: QuotaRow) {
         guard storeDownUntil <= now else { return }
+        let before = store.quotas[row]?.limit
         switch random.pick(0...9) {
         case 0: store.setLimit(nil, of: row)
         case 1: store.unassign(row)
         case 2...4: store.setLimit(random.pick(0...60), of: row)
         default: store.setLimit(random.pick(0...100_000), of: row)
         }
+        if let before, let limit = store.quotas[row]?.limit, limit < before { recall(row) }
         noteLimits()
     }
 

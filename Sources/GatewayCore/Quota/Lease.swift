@@ -17,8 +17,11 @@ struct Lease: Equatable {
     /// Units to admit from; negative where the store lost a grant whose units were used already.
     var idle: Int64 { granted - returned - (charged - overrun) - inUse }
 
+    /// Units on their way back, which the store still counts as held.
+    var returning: Int64 { returned - confirmed }
+
     /// Whether the store still has to hear of a return.
-    var owesReturn: Bool { returned > confirmed }
+    var owesReturn: Bool { returning > 0 }
 
     /// A lease this book knew nothing of: nothing was charged from it that the store has not booked, so what is
     /// open there is idle here.

@@ -65,6 +65,8 @@ extension LeaseBook {
         shelves[slot].useUntil = sentAt + limits.useFor
         shelves[slot].resetAt = numbers.resetIn.map { sentAt + $0 } ?? .max
         shelves[slot].unlimitedUntil = .min
+        // Overcommitted: what is idle beyond the limit is not to be admitted from.
+        _ = shelves[slot].lease!.returnIdle(keeping: max(0, shelves[slot].lease!.idle + min(0, numbers.free)))
     }
 
     /// Gives idle units to waiting requests, in order of arrival, as far as they reach; one that does not fit does
@@ -92,10 +94,12 @@ extension LeaseBook {
         guard shelves[slot].isUsable(now) else { return }
         let lease = shelves[slot].lease!
         let others = numbers.held > numbers.ownOpen
+        // What went back since the question was sent, at a recall or a limit that was lowered, is held in the answer, by nobody.
+        let reach = numbers.free + lease.idle + lease.returning
         let view = view(of: shelves[slot], now) ?? .unknown
         let retryHeld = max(limits.retryAfterHeld, numbers.flowDeadlineIn.map(Self.seconds) ?? 0)
         resolve(slot) { waiter, book in
-            guard waiter.ticket.number < asked.horizon, numbers.free < waiter.units else { return nil }
+            guard waiter.ticket.number < asked.horizon, reach < waiter.units else { return nil }
             guard others || lease.inUse > 0 else {
                 book.counters.refusedUsedUp += 1
                 return .refusedUsedUp(

@@ -210,6 +210,73 @@ import Testing
         #expect(store.quotas[row]!.held == 0 && store.quotas[row]!.used == 3)
     }
 
+    /// A desk that has 49 idle units, which are all that is left of a hundred, and has slept: it has to ask before it admits.
+    private func sleeper(_ store: inout ModelStore) throws -> LeaseDesk {
+        var desk = LeaseDesk(&store)
+        desk.admit(want())
+        desk.talk(to: &store)
+        let hold = try #require(desk.answers[0].admission.hold)
+        desk.answers = []
+        desk.settle(hold, charge: 1)
+        var other = LeaseDesk(&store, spool: 2)
+        other.admit(want(50))
+        other.talk(to: &store)
+        let rest = try #require(other.answers.last?.admission.hold)
+        other.settle(rest, charge: 50)
+        other.ship([charged(rest)], to: &store)
+        desk.ship([charged(hold)], to: &store)
+        desk.now += 10_000_000
+        store.now = desk.now
+        #expect(desk.book.idleUnits(row) == 49 && store.quotas[row]?.used == 51 && free(store) == 0)
+        return desk
+    }
+
+    @Test(arguments: [1, 49] as [Int64]) func unitsThatGoBackWhileAQuestionTravelsAreNoReasonToRefuse(_ units: Int64) throws {
+        var store = store(100)
+        var desk = try sleeper(&store)
+        #expect(desk.admit(want(units)) == nil)
+        let question = desk.outbox.removeLast()
+        guard case .ask = question else { fatalError("not a question") }
+        // Somebody else recalled the row; the store hears of the return after the question.
+        desk.recalled(row)
+        #expect(desk.book.idleUnits(row) == 0)
+        desk.deliver(question, to: &store)
+        #expect(desk.answers.isEmpty)
+        desk.wait(5_000)
+        desk.talk(to: &store)
+        #expect(desk.answers.first?.admission.hold?.units == units && store.defect() == nil)
+    }
+
+    @Test func unitsThatGoBackAndAreTooFewAreNoReasonToWait() throws {
+        var store = store(100)
+        var desk = try sleeper(&store)
+        desk.admit(want(50))
+        let question = desk.outbox.removeLast()
+        desk.recalled(row)
+        desk.deliver(question, to: &store)
+        #expect(desk.answers.first?.admission.isUsedUp == true)
+    }
+
+    @Test func idleUnitsBeyondALoweredLimitAreNotAdmittedFrom() throws {
+        var store = store(100)
+        var desk = LeaseDesk(&store)
+        desk.admit(want())
+        desk.talk(to: &store)
+        store.setLimit(4, of: row)
+        // It did not hear of the edit; the next answer tells that three of its units are within the limit, beside the one in use.
+        desk.now += 10_000_000
+        desk.admit(want())
+        desk.talk(to: &store)
+        for _ in 0..<2 { #expect(desk.admit(want())?.hold != nil) }
+        #expect(desk.admit(want()) == nil)
+        for _ in 0..<300 where desk.answers.count < 3 {
+            desk.wait(1_000)
+            desk.talk(to: &store)
+        }
+        guard case .refusedHeld = desk.answers.last?.admission else { Issue.record("\(desk.answers)"); return }
+        #expect(store.quotas[row]?.held == 4 && store.defect() == nil)
+    }
+
     @Test func theLastUnitComesBack() throws {
         var store = store(1)
         var desk = LeaseDesk(&store)
