@@ -40,6 +40,9 @@ static const unsigned char m0011[] = {
 static const unsigned char m0012[] = {
 #embed "../../migrations/0012_share_turns.sql"
 };
+static const unsigned char m0013[] = {
+#embed "../../migrations/0013_guard_leases.sql"
+};
 static const unsigned char m0015[] = {
 #embed "../../migrations/0015_settle_corners.sql"
 };
@@ -66,6 +69,7 @@ static const struct migration migrations[] = {
     {"0010_know_refused_rows.sql", m0010, sizeof m0010},
     {"0011_renew_claims.sql", m0011, sizeof m0011},
     {"0012_share_turns.sql", m0012, sizeof m0012},
+    {"0013_guard_leases.sql", m0013, sizeof m0013},
     {"0015_settle_corners.sql", m0015, sizeof m0015},
     {"0016_weigh_witnesses.sql", m0016, sizeof m0016},
 };

@@ -201,4 +201,55 @@ import Testing
             for client in clients { await client.shutdown() }
         }
     }
+
+    /// Periods that are over do not go on because somebody edits the calendar before anybody has reset them.
+    @Test(arguments: ["time_zone = 'Asia/Tokyo'", "anchor = '2024-01-01 06:00'", "reset_frequency = 'daily'"])
+    func anEditOfTheCalendarDoesNotUndoAResetThatIsDue(_ edit: String) async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60);
+                UPDATE project_service SET next_reset = clock_timestamp() - interval '1 s';
+                UPDATE project_service SET \(edit);
+                """)
+            #expect(try await store.run("SELECT reset_next_due()") == ["t"])
+            // From there on the new calendar counts.
+            #expect(
+                try await store.run(
+                    "SELECT next_reset = next_boundary(anchor, reset_frequency, time_zone, clock_timestamp()) FROM project_service")
+                    == ["t"])
+            #expect(try await store.run("SELECT period FROM environment_service") == ["2"])
+            try await store.run("UPDATE project_service SET next_reset = now(); UPDATE project_service SET reset_frequency = NULL")
+            #expect(try await store.run("SELECT reset_next_due()") == ["f"])
+        }
+    }
+
+    /// Whoever resets several projects, or rows beside those that it asks for, waits for no row that comes before one it has.
+    @Test(arguments: ["true", "project_id = 1"]) func resetsLockRowsInEverybodysOrder(_ due: String) async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            // The environment that comes first belongs to the project that comes last.
+            try await store.run(
+                """
+                INSERT INTO project (client_id, name) VALUES (1, 'q');
+                UPDATE environment SET project_id = 2;
+                INSERT INTO environment (project_id, name) VALUES (1, 'e2');
+                INSERT INTO project_service (project_id, service_id, max_request, reset_frequency) VALUES (2, 1, 100, 'monthly');
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 100), (2, 1, 100);
+                INSERT INTO log_spool (id, node) VALUES ('\(Store.spool)', 'n');
+                UPDATE project_service SET next_reset = '2020-01-01Z' WHERE \(due);
+                """)
+            // As a log batch has them.
+            async let batch: Void = store.holdRows(
+                "WHERE environment_id = 1", then: "SELECT FROM environment_service WHERE environment_id = 2 FOR NO KEY UPDATE")
+            try await store.rowsAreHeld(1)
+            #expect(
+                try await store.refusal(of: "SELECT lease_acquire('\(Store.spool)', 1, '{2, 1}', '{1, 1}', '{5, 5}', '{5, 5}')") == nil)
+            try await batch
+            #expect(
+                try await store.run("SELECT environment_id, held_request FROM environment_service ORDER BY 1") == ["1|5", "2|5"])
+            #expect(try await store.run("SELECT count(*) FROM project_service WHERE next_reset < now()") == ["0"])
+        }
+    }
 }

@@ -57,6 +57,37 @@ struct Store: Sendable {
         return answer
     }
 
+    static let spool = "00000000-0000-7000-8000-000000000001"
+
+    /// Has rows of quota locked until somebody waits for them; then runs the rest of the transaction.
+    func holdRows(_ rows: String = "", then rest: String) async throws {
+        try await database.psql(
+            """
+            SET search_path = pandora;
+            BEGIN;
+            SELECT FROM environment_service \(rows) FOR NO KEY UPDATE;
+            DO $$ BEGIN
+                FOR turn IN 1..12000 LOOP
+                    EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)));
+                    PERFORM pg_sleep(0.01);
+                END LOOP;
+            END $$;
+            \(rest);
+            COMMIT;
+            """)
+    }
+
+    /// Waits until so many rows of quota are locked by others.
+    func rowsAreHeld(_ count: Int) async throws {
+        try await eventually("rows are locked") {
+            try await run(
+                """
+                SELECT (SELECT count(*) FROM environment_service) - count(*)
+                  FROM (SELECT FROM environment_service FOR NO KEY UPDATE SKIP LOCKED) AS free
+                """) == ["\(count)"]
+        }
+    }
+
     /// One client, project and service, and environments e1, e2 …; the service is assigned to the project.
     func seed(limit: Int64?, environments: Int = 1) async throws {
         try await run(

@@ -205,4 +205,37 @@ import Testing
         try await node.close()
         #expect(try await database.numbers() == "0|10|0|0")
     }
+
+    /// A reset that was not due when the question was asked is done before the next one.
+    @Test func aPeriodThatEndsWhileAQuestionWaitsForItsRowRefusesNobody() async throws {
+        let database = try await TestDatabase.withQuota(1)
+        let (first, second) = (try await KeeperNode(database, limits: .hoarding), try await KeeperNode(database))
+        let hold = try #require(try await first.admit(1, want())[0].hold)
+        try await first.settle([hold], charge: 1, booking: database)
+        async let ended: Void = database.endPeriodUnderAWait()
+        try await database.isLocked()
+        let next = try #require(try await second.admit(1, want())[0].hold)
+        #expect(next.period == 2)
+        try await ended
+        try await second.settle([next], charge: 1, booking: database)
+        #expect(try await database.numbers() == "1|0|0|1")
+        try await first.close()
+        try await second.close()
+    }
+
+    /// Nothing new is admitted beyond it, although the holder has units and would keep them for long.
+    @Test func aLoweredLimitTakesIdleUnitsBackAtOnce() async throws {
+        let database = try await TestDatabase.withQuota(100)
+        let node = try await KeeperNode(database, limits: .hoarding)
+        let holds = try await node.admit(3, want()).compactMap(\.hold)
+        #expect(holds.count == 3)
+        #expect(try await database.numbers() != "0|100|3|0")
+        try await database.psql("UPDATE pandora.environment_service SET max_request = 2")
+        try await settles(database, at: "0|2|3|0")
+        #expect(try await node.admit(1, want())[0].isRefused)
+        // What was admitted before is charged all the same.
+        try await node.settle(holds, charge: 1, booking: database)
+        #expect(try await database.numbers() == "3|-1|0|3")
+        try await node.close()
+    }
 }
