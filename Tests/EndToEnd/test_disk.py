@@ -78,6 +78,9 @@ def test_full_log_is_a_matter_of_the_routes_rule(binary, services, tmp_path):
         refused = ask(port, environment.key, f"/echo?{token}")
         assert (refused.status, refused.json()["code"]) == (503, "LOG_UNAVAILABLE"), refused
         assert int(refused["retry-after"]) > 0 and not services.raw.seen(token)
+        # Their rows are what nobody will find: the node says so itself.
+        said = "the spool is full or its disk refuses: hops are lost or requests wait"
+        kit.eventually(lambda: any(int(one["lost"]) > 0 for one in site.gateway.said(said)), what="it is told")
         assert ask(port, environment.key, f"/echo?{token}", "reported-allowed.test").status == 200
         assert len(services.raw.seen(token)) == 1
 

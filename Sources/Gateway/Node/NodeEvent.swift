@@ -13,6 +13,8 @@ public enum NodeEvent: Sendable {
     case unitsNotReported(upstream: String, route: String, String)
     case nameFailed(name: String, String)
     case spool(Shipper.Event)
+    /// Since it was told the last time: hops that found no place in the spool, and what the disk refused.
+    case logRefused(worker: Int, lost: Int64, failures: Int64)
     case maintenanceFailed(String)
     case flowRefused(String)
     case draining
@@ -32,7 +34,7 @@ public enum NodeEvent: Sendable {
         case .spool: .error
         case .draining, .reloaded: .notice
         case .drained(let complete), .shipped(let complete): complete ? .notice : .error
-        case .reloadRefused: .error
+        case .reloadRefused, .logRefused: .error
         }
     }
 
@@ -51,6 +53,7 @@ public enum NodeEvent: Sendable {
         case .spool(.rejected): "the database took no row of some hops; their units are settled"
         case .spool(.adopted): "an earlier spool is all in the database"
         case .spool(.failed): "shipping the log failed"
+        case .logRefused: "the spool is full or its disk refuses: hops are lost or requests wait"
         case .maintenanceFailed: "maintenance of the database failed"
         case .flowRefused: "the database refused a statement about flows"
         case .draining: "draining"
@@ -71,6 +74,8 @@ public enum NodeEvent: Sendable {
             ["upstream": "\(upstream)", "route": "\(route)", "reason": "\(reason)"]
         case .nameFailed(let name, let reason): ["name": "\(name)", "reason": "\(reason)"]
         case .spool(let event): Self.metadata(event)
+        case .logRefused(let worker, let lost, let failures):
+            ["worker": "\(worker)", "lost": "\(lost)", "failures": "\(failures)"]
         case .reloaded(let routes, let upstreams): ["routes": "\(routes)", "upstreams": "\(upstreams)"]
         case .listening, .draining, .drained, .shipped: [:]
         }

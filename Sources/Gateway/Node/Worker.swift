@@ -51,6 +51,8 @@ final class Worker: TurnHook, @unchecked Sendable {
     private var whenEmpty: (() -> Void)?
     private let report: @Sendable (NodeEvent) -> Void
     private var failures = FailureReports()
+    /// What the operator was told of the spool.
+    private var told = (lost: Int64(0), failures: Int64(0))
 
     struct Parts: Sendable {
         var boot: BootSettings
@@ -165,8 +167,17 @@ final class Worker: TurnHook, @unchecked Sendable {
         _ = reactor.startTimer(in: Self.tickInterval) { [weak self] in
             guard let self else { return }
             for connection in Array(connections.values) { connection.tick(reactor.turnNow) }
+            noteSpool()
             startTicking()
         }
+    }
+
+    /// Nobody else sees hops that are lost: their rows are not there. At most once a second.
+    private func noteSpool() {
+        let now = (lost: spool.progress.lost, failures: spool.progress.failures)
+        guard now != told, failures.mayTell("spool", second: reactor.turnNow.uptimeNanoseconds / 1_000_000_000) else { return }
+        report(.logRefused(worker: index, lost: now.lost - told.lost, failures: now.failures - told.failures))
+        told = now
     }
 
     // MARK: Small things of exchanges
