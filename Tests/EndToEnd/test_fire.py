@@ -29,8 +29,8 @@ FLOWS = {
 }
 
 
-def configuration(services, **options):
-    return flows.configuration(services, FLOWS, workers=1, drain="10s", **options)
+def configuration(services, declared=FLOWS, **options):
+    return flows.configuration(services, declared, workers=1, drain="10s", **options)
 
 
 class Told:
@@ -298,9 +298,10 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def three(binary, services, tmp_path_factory):
-    """Three nodes before a quick upstream."""
+    """Three nodes before a quick upstream. No flow expires, however slowly it goes: its units would be another's."""
     upstream = f"127.0.0.1:{services.nginx.port}"
-    site = Site(binary, services, tmp_path_factory.mktemp("three"), configuration(services, upstream=upstream), nodes=3)
+    declared = {"keep": {**FLOWS["keep"], "ttl": "5m"}}
+    site = Site(binary, services, tmp_path_factory.mktemp("three"), configuration(services, declared, upstream=upstream), nodes=3)
     yield site
     site.remove()
 
