@@ -240,6 +240,8 @@ def test_a_word_that_is_none_is_not_heard(port, key, books):
     flow = started(port, key, "keep", "/say?outcome=rolback")
     assert state(flow.step("/say?outcome=")) == "open"
     assert state(flow.finish("/say?status=500&outcome=committed")) == "open"
+    assert state(flow.step("/say?outcome=commit|rollback")) == "open"
+    assert state(flow.finish("/say?status=500&outcome=commit|commit")) == "open"
     books(used=0, held=1)
 
 

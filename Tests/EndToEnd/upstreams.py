@@ -83,7 +83,7 @@ class Received:
 class ScriptedUpstream:
     """Listens on a port of its own; a thread per connection. /echo answers with what arrived, as JSON; /echo/late takes its time.
 
-    /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `units` (X-Units, several with |), `empty` (no
+    /say answers what its query says: `status`, `outcome` (Pandora-Flow-Outcome), `units` (X-Units; several of both with |), `empty` (no
     body), `wait`: seconds that it takes, `hold`: a name that it waits for until `release(name)`, and `gate`: the same in the middle
     of its body.
 
@@ -208,8 +208,8 @@ class ScriptedUpstream:
             self.gates[said["hold"]].wait(30)
         body = b"" if "empty" in said else b"said"
         head = b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n" % (int(said.get("status", 200)), len(body))
-        if "outcome" in said:
-            head += b"Pandora-Flow-Outcome: %s\r\n" % said["outcome"].encode("latin-1")
+        for outcome in said["outcome"].split("|") if "outcome" in said else ():
+            head += b"Pandora-Flow-Outcome: %s\r\n" % outcome.encode("latin-1")
         for units in said.get("units", "").split("|") if "units" in said else ():
             head += b"X-Units: %s\r\n" % units.encode("latin-1")
         if "gate" in said:

@@ -146,6 +146,9 @@ extension Exchange {
 }
 
 extension TransferHead {
-    /// `Pandora-Flow-Outcome`: what the upstream wants to become of the flow.
-    var flowWish: FlowWish? { value(of: "pandora-flow-outcome").flatMap { FlowWish(header: $0) } }
+    /// `Pandora-Flow-Outcome`: what the upstream wants to become of the flow. Said twice it is a list, which is no word.
+    var flowWish: FlowWish? {
+        let said = values(of: Array("pandora-flow-outcome".utf8))
+        return said.count == 1 ? FlowWish(header: said[0]) : nil
+    }
 }

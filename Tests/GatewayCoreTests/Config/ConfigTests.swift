@@ -278,6 +278,21 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(faults(file("flows: {f: {start: a, finish: b, success: \(success)}}", routes: routes)) == [expected])
     }
 
+    @Test(arguments: [
+        ("units: 1000000000001", "41: error: flows.f.units must be between 0 and 1000000000000, found 1000000000001"),
+        ("units: 9223372036854775808", "41: error: flows.f.units must be a whole number, found '9223372036854775808'"),
+        ("units: -1", "41: error: flows.f.units must be between 0 and 1000000000000, found -1"),
+        ("ttl: 0s", "39: error: flows.f.ttl must be between 1s and 1d, found '0s'"),
+        ("ttl: 2d", "39: error: flows.f.ttl must be between 1s and 1d, found '2d'"),
+        ("max_time: 31d", "44: error: flows.f.max_time must be between 1s and 30d, found '31d'"),
+        ("max_time: 299s", "44: error: max_time must not be shorter than ttl"),
+        ("max_hops: 1", "44: error: flows.f.max_hops must be between 2 and 1000000, found 1"),
+        ("max_open: 0", "44: error: flows.f.max_open must be between 1 and 1000000, found 0"),
+    ]) func numbersOfAFlowHaveBounds(setting: String, expected: String) {
+        let routes = ["a", "b"].map { "  - {name: \($0), match: {path: /\($0)}, service: s, upstream: u}" }.joined(separator: "\n")
+        #expect(faults(file("flows: {f: {start: a, finish: b, \(setting)}}", routes: routes)) == ["f:7:\(expected)"])
+    }
+
     @Test func routesThatCouldTieAreAmbiguous() {
         let routes = """
               - {name: a, service: s, upstream: u, match: {headers: {x: "1"}}}

@@ -74,10 +74,14 @@ import Testing
         let sweeper = try await PostgresClient.connect(configuration, on: reactor)
         let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
         let (id, hop) = (ReservationID(UUIDBits(high: 1, low: 1)), RequestID(UUIDBits(high: 1, low: 2)))
-        func wait(_ count: Int) async throws {
-            try await eventually("\(count) wait for the row") {
+        // Who is next waits for the transaction that has the row, whoever comes after that one for the row.
+        func untilWaiting(_ locks: String...) async throws {
+            try await eventually("\(locks) are waited for") {
                 try await database.psql(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == ["\(count)"]
+                    """
+                    SELECT l.locktype FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                     WHERE a.datname = current_database() AND NOT l.granted ORDER BY l.locktype
+                    """) == locks
             }
         }
         try await straggler.script("BEGIN")
@@ -85,7 +89,7 @@ import Testing
             "SELECT * FROM pandora.flow_start('{\(id)}', '{\(hop)}', '{\(FlowNode.key)}', '{1}', '{1}', '{f}', '{1}', '{1}', '{1}', '{9}')")
         try await other.script("BEGIN")
         async let locked = other.script("SELECT 1 FROM pandora.environment_service FOR UPDATE", deadline: .seconds(60))
-        try await wait(1)
+        try await untilWaiting("transactionid")
         let undo = FlowSettlement(id: id, hop: hop, row: QuotaRow(environmentID: 1, serviceID: 1), period: 0, action: .rollback)
         var turn = FlowTurn()
         turn.orders = [.settle(undo)]
@@ -100,12 +104,12 @@ import Testing
         async let answer: Result<FlowTurnAnswers, any Error> = { [turn] in
             do { return .success(try await store.take(turn)) } catch { return .failure(error) }
         }()
-        try await wait(2)
+        try await untilWaiting("transactionid", "tuple")
         try await straggler.script("COMMIT")
         _ = try await locked
-        try await wait(1)
+        try await untilWaiting("transactionid")
         async let swept = sweeper.script("SELECT pandora.flow_expire(9, '0 s')", deadline: .seconds(60))
-        try await wait(2)
+        try await untilWaiting("transactionid", "tuple")
         try await other.script("COMMIT")
         #expect(try await swept[0].string(0) == "1")
         // Not ended by the server, a second later, because they waited for each other.
