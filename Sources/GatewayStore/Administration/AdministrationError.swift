@@ -77,8 +77,6 @@ public struct AdministrationError: Error, Sendable, Equatable, CustomStringConve
         "api_key_name_check": (.invalidValue, "a key's name has 1 to 200 characters", nil),
         "project_service_max_request_check": (.invalidValue, "a limit is 0 or more", nil),
         "environment_service_max_request_check": (.invalidValue, "a limit is 0 or more", nil),
-        "environment_service_held_request_check":
-            (.conflict, "less is held than leases and flows have open", "somebody changed it by hand: first pandora doctor --repair"),
         "project_service_anchor_check": (.invalidValue, "an anchor is a moment such as 2026-01-31 06:00", nil),
         "client_name_key": (.alreadyExists, "there is a client of that name already", "names of clients are unique"),
         "project_client_id_name_key": (.alreadyExists, "the client has a project of that name already", nil),
