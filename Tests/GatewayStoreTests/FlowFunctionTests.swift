@@ -42,6 +42,8 @@ import Testing
     /// A node that gave a start up rolls it back over another connection: nobody else would ever end that flow.
     @Test func aRollbackWaitsForAStartThatIsUnderWay() async throws {
         try await withQuota { store in
+            // Of another flow the ledger has an end.
+            try await store.run("SELECT \(Self.start(2)); SELECT \(Self.settle(2, "rollback"))")
             let settled = try await store.answer(
                 to: "SELECT verdict FROM \(Self.settle(1, "rollback"))", amid: "SELECT * FROM \(Self.start(1, units: 4))")
             #expect(settled == ["rolled_back"])
@@ -49,6 +51,15 @@ import Testing
             #expect(try await numbers(store) == ["0|0"])
             // And one that comes later still finds that it must not happen.
             #expect(try await store.run("SELECT verdict FROM \(Self.start(1))") == ["ended"])
+        }
+    }
+
+    @Test func aSuccessOfAFlowOfWhichNothingIsLeftIsInTheLedger() async throws {
+        try await withQuota { store async throws in
+            let settle = Self.settle(1, "commit", units: 3).replacing("'{1}', '{1}', '{0}'", with: "'{1}', '{77}', '{0}'")
+            #expect(try await store.run("SELECT verdict, charged FROM \(settle)") == ["committed|3"])
+            #expect(
+                try await store.run("SELECT service_id, period, used_delta FROM quota_ledger WHERE kind = 'flow'") == ["77|0|3"])
         }
     }
 
@@ -105,6 +116,7 @@ import Testing
                 INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (2, 1, 'daily');
                 INSERT INTO service (name) VALUES ('t');
                 INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily');
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 2, 5);
                 UPDATE project_service SET next_reset = now() + interval '9 h';
                 UPDATE project_service SET next_reset = now() + interval '5 h' WHERE project_id = 1 AND service_id = 1;
                 INSERT INTO log_spool (id, node) VALUES ('\(DoctorTests.spool)', 'n');
@@ -113,6 +125,7 @@ import Testing
                 """)
             let question = "SELECT verdict, leased, ceil(reset_us / 3600e6), ceil(deadline_us / 60e6) FROM \(Self.start(3, units: 9))"
             #expect(try await store.run(question) == ["held|2|5|3"])
+            #expect(try await store.run(question.replacing("'{1}', '{1}'", with: "'{1}', '{2}'")) == ["held|0|9|"])
             // What is left of the period before gives nothing back to this one.
             try await store.run(
                 """

@@ -71,6 +71,7 @@ import Testing
                 INSERT INTO project (client_id, name) VALUES (1, 'q');
                 INSERT INTO service (name) VALUES ('t');
                 INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (2, 1, 'daily'), (1, 2, 'daily');
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 2, 5);
                 """)
             try await store.run(start(1, 1, 10, 2))
             try await reset(store)
@@ -79,11 +80,16 @@ import Testing
                 UPDATE project_service SET next_reset = now() + interval '9 h';
                 UPDATE project_service SET next_reset = now() + interval '5 h' WHERE project_id = 1 AND service_id = 1;
                 \(start(2, 2, 10, 3)) \(start(3, 1, 30, 5)) \(start(4, 1, 30, 4))
+                \(start(5, 1, 1, 1).replacing("'{1}', '{1}'", with: "'{1}', '{2}'"))
                 """)
             let columns = "granted, free, held, ceil(reset_us / 3600e6), ceil(flow_deadline_us / 60e6)"
             #expect(try await store.run("SELECT \(columns) FROM \(Self.acquire(0, need: 41))") == ["40|0|100|5|4"])
+            let other = Self.acquire(0, need: 1).replacing("'{1}', '{1}'", with: "'{1}', '{2}'")
+            #expect(try await store.run("SELECT \(columns) FROM \(other)") == ["1|3|2|9|"])
             // Nobody is short, or nobody else has anything.
             #expect(try await store.run("SELECT \(columns) FROM \(Self.acquire(1, need: 1, environment: 2))") == ["1|189|11|5|"])
+            let both = "lease_acquire('\(Self.spools[1])', 1, '{2,1}', '{1,1}', '{1,1}', '{1,1}')"
+            #expect(try await store.run("SELECT ceil(flow_deadline_us / 60e6) FROM \(both) ORDER BY ordinal") == ["", "4"])
             try await store.run("UPDATE reservations SET expires_at = now() - interval '1 s'; SELECT flow_expire(9, '0')")
             #expect(try await store.run("SELECT \(columns) FROM \(Self.acquire(0, need: 61))") == ["60|0|100|5|"])
         }

@@ -98,6 +98,7 @@ import Testing
             #expect(try await store.run("SELECT \(isFirst) FROM project_service") == ["t"])
             try await store.run("UPDATE project_service SET reset_frequency = NULL")
             #expect(try await store.run("SELECT next_reset FROM project_service") == [""])
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["f"])
             try await store.run("UPDATE project_service SET reset_frequency = 'daily', time_zone = 'Asia/Tokyo'")
             #expect(try await store.run("SELECT to_char(next_reset AT TIME ZONE 'UTC', 'HH24:MI') FROM project_service") == ["15:00"])
             #expect(try await store.refusal(of: "UPDATE project_service SET time_zone = 'Mars/Olympus'") == "22023")
@@ -148,16 +149,17 @@ import Testing
                 UPDATE environment_service SET used_request = 30, available_request = max_request - 30, held_request = 5;
                 UPDATE project_service SET next_reset = now() - interval '1 h';
                 """)
-            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
             let periods = "SELECT environment_id, service_id, period, used_request, held_request FROM environment_service ORDER BY 1, 2"
-            #expect(try await store.run(periods) == ["1|1|2|0|0", "1|2|1|30|5", "2|1|1|30|5"])
             let due = "SELECT project_id, service_id FROM project_service WHERE next_reset < now() ORDER BY 1, 2"
-            #expect(try await store.run(due) == ["1|2", "2|1"])
             // A question resets what it is about.
-            try await store.run("SELECT reset_rows_due('{2}', '{1}')")
-            #expect(try await store.run(due) == ["1|2"])
-            #expect(try await store.run("SELECT reset_next_due(), reset_next_due()") == ["t|f"])
+            try await store.run("SELECT reset_rows_due('{1}', '{1}')")
+            #expect(try await store.run(periods) == ["1|1|2|0|0", "1|2|1|30|5", "2|1|1|30|5"])
+            #expect(try await store.run(due) == ["1|2", "2|1"])
+            #expect(try await store.run("SELECT reset_if_due(1, 1), reset_if_due(1, 2)") == ["f|t"])
+            #expect(try await store.run(due) == ["2|1"])
+            #expect(try await store.run("SELECT reset_if_due(1, 1), reset_if_due(2, 1)") == ["f|t"])
             #expect(try await store.run(periods) == ["1|1|2|0|0", "1|2|2|0|0", "2|1|2|0|0"])
+            #expect(try await store.run("SELECT reset_next_due()") == ["f"])
         }
     }
 

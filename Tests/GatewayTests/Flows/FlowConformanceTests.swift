@@ -136,6 +136,8 @@ private struct Pair {
 
     private mutating func anyFlow() -> ReservationID {
         if started.isEmpty || random.chance(12) { return ReservationID(UUIDBits(high: 9_999, low: random.next() % 4)) }
+        let open = model.reservations.keys.sorted()
+        if !open.isEmpty, random.chance(2) { return open[Int(random.pick(0...Int64(open.count - 1)))] }
         // Mostly a recent one.
         let last = started.count - 1
         let first = random.chance(3) ? 0 : max(0, last - 7)
@@ -191,7 +193,9 @@ private struct Pair {
         for _ in 0..<random.pick(1...6) {
             let id = anyFlow()
             guard !batch.contains(where: { $0.id == id }) else { continue }
-            if let known = hops.last(where: { $0.id == id }), random.chance(5) {
+            let said = hops.filter { $0.id == id }
+            if !said.isEmpty, random.chance(4) {
+                let known = random.chance(2) ? said.last! : said[Int(random.pick(0...Int64(said.count - 1)))]
                 batch.append(known.isFinish && random.chance(2) ? known.renewal : known)
                 continue
             }
