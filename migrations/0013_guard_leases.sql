@@ -196,3 +196,90 @@ LANGUAGE sql VOLATILE AS $$
         RETURNING 1)
     SELECT count(*) FROM gone
 $$;
+
+-- Units that leave a lease lower what is held, never below nothing: whatever somebody did to one row by hand, the units of all
+-- others leave their leases in the same statement, and the doctor reports it.
+
+-- Idle units go back, said as the total the holder has given back of the lease so far: said twice, or late, it
+-- counts once.  What was written off meanwhile is refunded instead, while its period is current.
+-- Returns the units taken back; fewer than offered means that the holder's view was not the database's.
+CREATE OR REPLACE FUNCTION pandora.lease_return(
+    of_spool uuid, of_epoch bigint,
+    environments bigint[], services bigint[], periods bigint[], totals bigint[])
+RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    back   record;
+    lease  pandora.quota_lease;
+    units  bigint;
+    idle   bigint;
+    refund bigint;
+    taken  bigint := 0;
+BEGIN
+    PERFORM pandora.require_spool(of_spool, of_epoch);
+    PERFORM 1 FROM pandora.quota_lease l
+      WHERE l.spool_id = of_spool AND (l.environment_id, l.service_id, l.period) IN
+            (SELECT * FROM unnest(environments, services, periods))
+      ORDER BY l.environment_id, l.service_id, l.period FOR NO KEY UPDATE;
+    FOR back IN
+        SELECT * FROM unnest(environments, services, periods, totals)
+            AS b (environment_id, service_id, period, total)
+         ORDER BY 1, 2, 3
+    LOOP
+        SELECT * INTO lease FROM pandora.quota_lease l
+         WHERE l.spool_id = of_spool AND l.environment_id = back.environment_id
+           AND l.service_id = back.service_id AND l.period = back.period;
+        units := back.total - lease.returned;
+        CONTINUE WHEN NOT FOUND OR units <= 0;
+        idle := least(units, lease.granted - lease.settled);
+        UPDATE pandora.environment_service e SET held_request = greatest(e.held_request - idle, 0)
+         WHERE e.environment_id = back.environment_id AND e.service_id = back.service_id
+           AND e.period = back.period;
+        refund := CASE WHEN FOUND THEN least(units - idle, lease.lost - lease.refunded) ELSE 0 END;
+        IF refund > 0 THEN
+            INSERT INTO pandora.quota_ledger (environment_id, service_id, period, kind, used_delta, spool_id)
+            VALUES (back.environment_id, back.service_id, back.period, 'refund', -refund, of_spool);
+            UPDATE pandora.environment_service e
+               SET used_request = e.used_request - refund, available_request = e.available_request + refund
+             WHERE e.environment_id = back.environment_id AND e.service_id = back.service_id
+               AND e.period = back.period;
+        END IF;
+        UPDATE pandora.quota_lease l
+           SET settled = l.settled + idle, refunded = l.refunded + refund, returned = back.total,
+               heard_at = clock_timestamp()
+         WHERE l.spool_id = of_spool AND l.environment_id = back.environment_id
+           AND l.service_id = back.service_id AND l.period = back.period;
+        taken := taken + idle + refund;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+
+-- Ends leases whose holder has not been heard of.  `charge`: their open units count as used (the holder may
+-- have answered requests with them); otherwise they return at once, on an operator's word.
+-- The lease rows must be locked by the caller.
+CREATE OR REPLACE FUNCTION pandora.close_lease(lease pandora.quota_lease, charge boolean) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    open bigint := lease.granted - lease.settled;
+BEGIN
+    IF open = 0 THEN
+        RETURN 0;
+    END IF;
+    UPDATE pandora.quota_lease l
+       SET settled = l.settled + open, lost = l.lost + CASE WHEN charge THEN open ELSE 0 END
+     WHERE l.spool_id = lease.spool_id AND l.environment_id = lease.environment_id
+       AND l.service_id = lease.service_id AND l.period = lease.period;
+    IF charge THEN
+        INSERT INTO pandora.quota_ledger (environment_id, service_id, period, kind, used_delta, spool_id)
+        VALUES (lease.environment_id, lease.service_id, lease.period, 'lost', open, lease.spool_id);
+    END IF;
+    UPDATE pandora.environment_service e
+       SET held_request = greatest(e.held_request - open, 0),
+           used_request = e.used_request + CASE WHEN charge THEN open ELSE 0 END,
+           available_request = e.available_request - CASE WHEN charge THEN open ELSE 0 END
+     WHERE e.environment_id = lease.environment_id AND e.service_id = lease.service_id
+       AND e.period = lease.period;
+    RETURN open;
+END
+$$;

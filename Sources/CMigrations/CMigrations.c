@@ -43,11 +43,11 @@ static const unsigned char m0012[] = {
 static const unsigned char m0013[] = {
 #embed "../../migrations/0013_guard_leases.sql"
 };
-static const unsigned char m0015[] = {
-#embed "../../migrations/0015_settle_corners.sql"
+static const unsigned char m0014[] = {
+#embed "../../migrations/0014_settle_corners.sql"
 };
-static const unsigned char m0016[] = {
-#embed "../../migrations/0016_weigh_witnesses.sql"
+static const unsigned char m0015[] = {
+#embed "../../migrations/0015_weigh_witnesses.sql"
 };
 
 struct migration {
@@ -70,8 +70,8 @@ static const struct migration migrations[] = {
     {"0011_renew_claims.sql", m0011, sizeof m0011},
     {"0012_share_turns.sql", m0012, sizeof m0012},
     {"0013_guard_leases.sql", m0013, sizeof m0013},
-    {"0015_settle_corners.sql", m0015, sizeof m0015},
-    {"0016_weigh_witnesses.sql", m0016, sizeof m0016},
+    {"0014_settle_corners.sql", m0014, sizeof m0014},
+    {"0015_weigh_witnesses.sql", m0015, sizeof m0015},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }
