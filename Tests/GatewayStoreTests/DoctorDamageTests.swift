@@ -222,12 +222,17 @@ import Testing
                                               expires_at, deadline_max)
             SELECT 1, 1, 'k', 's', 'f', 0, 1, t, t, t FROM (SELECT now() - interval '1 h') AS past (t)
             """)
-        let process: String = try await client.script("SELECT pg_backend_pid()")[0].string(0)
+        let killed = try await client.script("SELECT pg_backend_pid(), clock_timestamp()")[0]
+        let (process, moment): (String, String) = (killed.string(0), killed.string(1))
         kill(Int32(process)!, SIGKILL)
         await client.shutdown()
+        // For a moment the server may not have noticed.
+        let isNew = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walwriter' AND backend_start > '\(moment)'"
         var again: PostgresClient?
-        try await eventually("the server takes sessions again") {
-            again = try? await connect()
+        try await eventually("the server has come up again") {
+            guard let client = try? await connect() else { return false }
+            let answer: String? = (try? await client.script(isNew))?[0].string(0)
+            if answer == "1" { again = client } else { await client.shutdown() }
             return again != nil
         }
         let other = try #require(again)
