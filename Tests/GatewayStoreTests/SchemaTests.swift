@@ -220,6 +220,13 @@ import Testing
             #expect(
                 try await store.run("SELECT period, used_request, available_request FROM environment_service WHERE environment_id = 1")
                     == ["2|0|50"])
+            try await store.run(
+                """
+                DELETE FROM environment_service WHERE environment_id = 1;
+                INSERT INTO environment (project_id, name) VALUES (1, 'e3');
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 50), (3, 1, 50)
+                """)
+            #expect(try await store.run("SELECT environment_id, period FROM environment_service ORDER BY 1") == ["1|3", "2|1", "3|1"])
             // One that was never there begins with the first.
             try await store.run(
                 """
