@@ -139,11 +139,9 @@ import Testing
     @Test func aResetLeavesOtherServicesAndOtherProjectsAlone() async throws {
         try await withStore { store in
             try await store.seed(limit: 100)
+            try await store.seedNeighbours()
             try await store.run(
                 """
-                INSERT INTO service (name) VALUES ('t');
-                INSERT INTO project (client_id, name) VALUES (1, 'q');
-                INSERT INTO environment (project_id, name) VALUES (2, 'e');
                 INSERT INTO project_service (project_id, service_id, reset_frequency) VALUES (1, 2, 'daily'), (2, 1, 'daily');
                 INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60), (1, 2, 70), (2, 1, 80);
                 UPDATE environment_service SET used_request = 30, available_request = max_request - 30, held_request = 5;

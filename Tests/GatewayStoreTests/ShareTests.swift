@@ -31,11 +31,9 @@ import Testing
     @Test func everyProjectSharesEachServiceByItself() async throws {
         try await withStore { store in
             try await store.seed(limit: 100)
+            try await store.seedNeighbours()
             try await store.run(
                 """
-                INSERT INTO service (name) VALUES ('t');
-                INSERT INTO project (client_id, name) VALUES (1, 'q');
-                INSERT INTO environment (project_id, name) VALUES (2, 'e');
                 INSERT INTO project_service (project_id, service_id, max_request) VALUES (1, 2, 70), (2, 1, 80);
                 INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 100), (1, 2, 70), (2, 1, 80);
                 """)

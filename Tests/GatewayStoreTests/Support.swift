@@ -100,6 +100,16 @@ struct Store: Sendable {
                 VALUES (1, 1, \(limit.map(String.init) ?? "NULL"), 'monthly');
             """)
     }
+
+    /// Beside what ``seed(limit:environments:)`` makes: the service 2, and the project 2 of the same client with the next environment.
+    func seedNeighbours() async throws {
+        try await run(
+            """
+            INSERT INTO service (name) VALUES ('t');
+            INSERT INTO project (client_id, name) VALUES (1, 'q');
+            INSERT INTO environment (project_id, name) VALUES (2, 'e');
+            """)
+    }
 }
 
 extension TestDatabase.Template {
