@@ -55,7 +55,7 @@ import Testing
         standby.arguments = ["-D", directory.path, "-h", cluster.socketDirectory, "-U", cluster.user, "--synchronous"]
         standby.standardError = FileHandle.nullDevice
         let reactor = try Reactor.start(name: "settings")
-        let client = try await PostgresClient.connect(PostgresConfiguration(url: cluster.url()), on: reactor)
+        let client = try await PostgresClient.connect(to: cluster.url(), on: reactor)
         #expect(try await DatabaseSettings.read(client).durabilityFaults == [])
         try standby.run()
         try await eventually("it is seen") { try await DatabaseSettings.read(client).standbys == 1 }

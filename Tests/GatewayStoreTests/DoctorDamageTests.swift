@@ -212,7 +212,7 @@ import Testing
         let cluster = try await offTheCooperativePool { try PrivateCluster.temporary() }
         let reactor = try Reactor.start(name: "crash")
         func connect() async throws -> PostgresClient {
-            try await PostgresClient.connect(PostgresConfiguration(url: cluster.url()), on: reactor)
+            try await PostgresClient.connect(to: cluster.url(), on: reactor)
         }
         let client = try await connect()
         try await Migrator(client).migrate()

@@ -30,7 +30,7 @@ struct Store: Sendable {
 
     /// Another connection.
     func connect() async throws -> PostgresClient {
-        try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        try await PostgresClient.connect(to: database.url, on: reactor)
     }
 
     /// The answer to `second`, which is asked while `first` is done but not committed yet, on another connection: it comes at
@@ -130,7 +130,7 @@ func withClient(of database: TestDatabase, _ body: (PostgresClient, Reactor) asy
     let reactor = try Reactor.start(name: "store-test")
     let outcome: Result<Void, any Error>
     do {
-        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, on: reactor)
         do {
             outcome = .success(try await body(client, reactor))
         } catch {
@@ -145,6 +145,15 @@ func withClient(of database: TestDatabase, _ body: (PostgresClient, Reactor) asy
     try outcome.get()
 }
 
+extension PostgresClient {
+    /// A session that waits long: what a statement answers is asked here, not how fast a busy machine is.
+    static func connect(to url: String, on reactor: Reactor) async throws -> PostgresClient {
+        var configuration = try PostgresConfiguration(url: url)
+        configuration.statementDeadline = .seconds(120)
+        return try await connect(configuration, on: reactor, within: .seconds(120))
+    }
+}
+
 /// What the body must be refused with.
 func refusal<Value>(
     sourceLocation: SourceLocation = #_sourceLocation, _ body: () async throws -> Value
@@ -152,15 +161,6 @@ func refusal<Value>(
     do { _ = try await body() } catch let error as AdministrationError { return error.code }
     Issue.record("not refused", sourceLocation: sourceLocation)
     return nil
-}
-
-/// Waits until something is so; ten seconds are enough for anything here.
-func eventually(_ what: Comment, _ isSo: () async throws -> Bool) async throws {
-    for _ in 0..<1000 {
-        if try await isSo() { return }
-        try await Task.sleep(for: .milliseconds(10))
-    }
-    Issue.record("never: \(what)")
 }
 
 enum WallClock {
