@@ -49,6 +49,9 @@ static const unsigned char m0014[] = {
 static const unsigned char m0015[] = {
 #embed "../../migrations/0015_weigh_witnesses.sql"
 };
+static const unsigned char m0016[] = {
+#embed "../../migrations/0016_lighten_traffic.sql"
+};
 
 struct migration {
     const char *name;
@@ -72,6 +75,7 @@ static const struct migration migrations[] = {
     {"0013_guard_leases.sql", m0013, sizeof m0013},
     {"0014_settle_corners.sql", m0014, sizeof m0014},
     {"0015_weigh_witnesses.sql", m0015, sizeof m0015},
+    {"0016_lighten_traffic.sql", m0016, sizeof m0016},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

@@ -188,10 +188,10 @@ import Testing
                 }
             }
             var expected = Set(before.suffix(2))
-            func settled(_ what: Comment) async throws {
+            func settled(_ what: String) async throws {
                 try await eventually(what) { shown.withLock { $0.count } >= expected.count }
-                #expect(Set(shown.withLock { $0 }) == Set(expected.map { "\($0)" }), what)
-                #expect(shown.withLock { $0.count } == expected.count, what)
+                #expect(Set(shown.withLock { $0 }) == Set(expected.map { "\($0)" }), "\(what)")
+                #expect(shown.withLock { $0.count } == expected.count, "\(what)")
             }
             try await settled("the newest are shown")
 
