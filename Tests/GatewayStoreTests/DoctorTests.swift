@@ -281,6 +281,24 @@ import Testing
         }
     }
 
+    @Test func whereNotEverythingIsNamedItIsSaid() async throws {
+        try await withTraffic { store in
+            func lease(toUnknown spools: Int) async throws {
+                try await store.run(
+                    """
+                    INSERT INTO quota_lease (spool_id, environment_id, service_id, period, granted)
+                    SELECT gen_random_uuid(), 1, 1, 1, 1 FROM generate_series(1, \(spools))
+                    """)
+            }
+            try await lease(toUnknown: Doctor.namesMax - 1)
+            let all = try await examine(store).filter { $0.check == .holder }
+            #expect(all.count == Doctor.namesMax - 1 && !all.contains(where: \.isNote))
+            try await lease(toUnknown: 2)
+            let some = try await examine(store).filter { $0.check == .holder }
+            #expect(some.count == Doctor.namesMax + 1 && some.filter(\.isNote) == [some.last])
+        }
+    }
+
     @Test func aSilentHolderIsFoundUntilItIsHeardOf() async throws {
         try await withTraffic { store in
             let past = "now() - interval '1 h'"

@@ -60,7 +60,16 @@ public struct Doctor: Sendable {
         } catch {
             throw AdministrationError(error)
         }
-        return zip(questions, answers.dropFirst(3)).flatMap { $0.findings($1) } + settings.findings
+        return zip(questions, answers.dropFirst(3)).flatMap(Self.findings) + settings.findings
+    }
+
+    /// What an answer means, and that there may be more of it where it was cut off.
+    private static func findings(_ question: Question, _ rows: Rows) -> [Finding] {
+        let found = question.findings(rows)
+        guard rows.count >= namesMax, let last = found.last else { return found }
+        return found + [
+            Finding(last.check, isNote: true, "no more than \(namesMax) of this kind are named; there may be more")
+        ]
     }
 
     /// Puts right what is certain, in one transaction with its row in the audit log; everything else stays to be decided.
