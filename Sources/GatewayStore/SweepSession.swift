@@ -51,6 +51,13 @@ public struct SweepSession: Sendable {
         count(Self.partitions, parameters, done)
     }
 
+    /// Drops the log's partitions of days that ended `keep` microseconds ago or earlier.  Returns how many.
+    public func dropPartitions(keep: Int64, _ done: @escaping (Result<Int64, PostgresError>) -> Void) {
+        var parameters = Parameters()
+        parameters.append(keep)
+        count(Self.retention, parameters, done)
+    }
+
     private func count(
         _ statement: Statement, _ parameters: Parameters, _ done: @escaping (Result<Int64, PostgresError>) -> Void
     ) {
@@ -74,5 +81,9 @@ public struct SweepSession: Sendable {
 
     private static let partitions = Statement(
         name: "sweep_partitions", sql: "SELECT pandora.ensure_log_partitions($1::integer)::bigint",
+        parameterTypes: [.int8])
+
+    private static let retention = Statement(
+        name: "sweep_retention", sql: "SELECT pandora.drop_log_partitions(now() - $1 * interval '1 us')::bigint",
         parameterTypes: [.int8])
 }

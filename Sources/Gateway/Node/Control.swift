@@ -36,7 +36,7 @@ final class Control: @unchecked Sendable {
         listener = ConfigListener(database, on: reactor)
         sweepClient = PostgresClient(database, role: .session, on: reactor)
         var sweeps = Sweeper.Settings()
-        sweeps.lostAfter = boot.quota.lostAfter
+        (sweeps.lostAfter, sweeps.logKeep) = (boot.quota.lostAfter, boot.log.keep)
         sweeper = Sweeper(on: reactor, session: SweepSession(sweepClient), settings: sweeps)
     }
 

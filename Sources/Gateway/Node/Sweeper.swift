@@ -11,13 +11,13 @@ public import Reactor
 public final class Sweeper {
     /// What is swept, by itself, each at its own pace.
     public enum Job: String, Sendable, CaseIterable {
-        case flows, resets, holders, leases, partitions
+        case flows, resets, holders, leases, partitions, retention
     }
 
     public struct Settings: Sendable {
         public var interval: [Job: Duration] = [
             .flows: Limits.sweep, .resets: Limits.sweep, .holders: Limits.sweepHolders, .leases: Limits.sweepLeases,
-            .partitions: Limits.sweepPartitions,
+            .partitions: Limits.sweepPartitions, .retention: Limits.sweepPartitions,
         ]
         /// Rows at a time; where there may be more the next turn comes at once.
         public var rows = Limits.sweepRows
@@ -25,10 +25,12 @@ public final class Sweeper {
         public var connected = Limits.sweepConnected
         public var leaseKeep = Limits.leaseKeep
         public var partitionDays = Limits.partitionDays
+        /// How long the log's days are kept; nil: for ever.
+        public var logKeep: Duration?
         public init() {}
     }
 
-    /// What each job has done since the start: flows, resets, units, leases, partitions.
+    /// What each job has done since the start: flows, resets, units, leases, partitions made, partitions dropped.
     public private(set) var done: [Job: Int64] = [:]
     /// A job failed; it is tried again at its next turn.
     public var onError: ((Job, PostgresError) -> Void)?
@@ -79,6 +81,9 @@ public final class Sweeper {
                 silence: settings.lostAfter.wholeMicroseconds, connected: connected, rows: settings.rows, done)
         case .leases: session.dropLeases(keep: settings.leaseKeep.wholeMicroseconds, done)
         case .partitions: session.ensurePartitions(days: settings.partitionDays, done)
+        case .retention:
+            guard let keep = settings.logKeep else { return done(.success(0)) }
+            session.dropPartitions(keep: keep.wholeMicroseconds, done)
         }
     }
 

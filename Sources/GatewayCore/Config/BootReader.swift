@@ -34,6 +34,7 @@ extension ConfigurationReader {
             section.integer("batch_rows", in: 1...100_000) { boot.log.batchRows = $0 }
             section.size("batch_size", in: (16 << 10)...(64 << 20)) { boot.log.batchBytes = $0 }
             section.duration("batch_time", to: .seconds(60)) { boot.log.batchTime = $0 }
+            section.duration("keep", from: .seconds(86_400), to: .seconds(36_500 * 86_400)) { boot.log.keep = $0 }
         }
         top.duration("drain", from: .seconds(0), to: .seconds(3600)) { boot.drain = $0 }
         return boot

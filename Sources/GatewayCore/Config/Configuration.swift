@@ -114,6 +114,8 @@ public struct LogSettings: Sendable, Equatable {
     public var batchRows = Limits.batchRows
     public var batchBytes = Limits.batchBytes
     public var batchTime = Limits.batchTime
+    /// How long rows of hops stay in the database, by whole days; nil: for ever.
+    public var keep: Duration?
 
     public init() {}
 }

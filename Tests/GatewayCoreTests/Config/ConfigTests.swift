@@ -44,6 +44,12 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         #expect(boot.spool == SpoolSettings())
     }
 
+    @Test func theLogIsKeptForEverOrForDays() throws {
+        #expect(try parsed(file("")).boot.log.keep == nil)
+        #expect(try parsed(file("log: {keep: 90d}")).boot.log.keep == .seconds(90 * 86_400))
+        #expect(faults(file("log: {keep: 23h}")).map { $0.contains("log.keep must be between 1d and 36500d, found '23h'") } == [true])
+    }
+
     @Test func secretsDoNotPrint() throws {
         let configuration = try parsed(file("database: {url: 'postgres://u:hunter2@h/d'}"))
         #expect(!"\(configuration)".contains("hunter2"))

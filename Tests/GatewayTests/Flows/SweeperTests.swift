@@ -17,14 +17,14 @@ import Testing
         let sweeper: Sweeper
         private(set) var failed: [Sweeper.Job] = []
 
-        init(_ database: TestDatabase, rows: Int = 1_000, connected: Duration = .zero) async throws {
+        init(_ database: TestDatabase, rows: Int = 1_000, connected: Duration = .zero, logKeep: Duration? = nil) async throws {
             reactor = try Reactor.start(name: "sweeper")
             client = PostgresClient(try PostgresConfiguration(url: database.url), role: .session, on: reactor)
             var settings = Sweeper.Settings()
             for job in Sweeper.Job.allCases { settings.interval[job] = .milliseconds(20) }
             settings.rows = rows
             settings.connected = connected
-            settings.leaseKeep = .zero
+            (settings.leaseKeep, settings.logKeep) = (.zero, logKeep)
             sweeper = Sweeper(on: reactor, session: SweepSession(client), settings: settings)
             try await reactor.submit { [self] in
                 client.onStateChange = { [weak self] state in if case .ready = state { self?.sweeper.storeReady() } }
@@ -104,6 +104,26 @@ import Testing
         try await eventually("the day has its partition") {
             try await database.psql("SELECT to_regclass('pandora.request_logs_\(Self.day(database, 5))') IS NOT NULL")[0] == "t"
         }
+        #expect(try await broom.failures().isEmpty)
+        try await broom.end()
+    }
+
+    @Test func theLogsDaysGoWhenTheyHaveBeenKeptLongEnough() async throws {
+        let database = try await TestDatabase.withQuota(100)
+        for ago in 2...5 {
+            try await database.psql("SELECT pandora.ensure_log_partition((clock_timestamp() AT TIME ZONE 'UTC')::date - \(ago))")
+        }
+        func isThere(_ ago: Int) async throws -> Bool {
+            try await database.psql("SELECT to_regclass('pandora.request_logs_\(Self.day(database, -ago))') IS NOT NULL")[0] == "t"
+        }
+        // Nobody says how long: for ever.
+        let keeper = try await Broom(database)
+        try await eventually("it has looked") { try await keeper.done()[.retention] != nil }
+        #expect(try await isThere(5))
+        try await keeper.end()
+        let broom = try await Broom(database, logKeep: .seconds(3 * 86_400))
+        try await eventually("the oldest day is gone") { try await !isThere(5) }
+        for ago in 1...3 { #expect(try await isThere(ago)) }
         #expect(try await broom.failures().isEmpty)
         try await broom.end()
     }
