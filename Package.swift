@@ -63,7 +63,7 @@ let package = Package(
 
         // Tests: one target per target, and the kit they share.
         .target(
-            name: "TestKit", dependencies: ["CLinux", "PrivateCluster", "Reactor"], path: "Tests/TestKit"),
+            name: "TestKit", dependencies: ["CLinux", "Postgres", "PrivateCluster", "Reactor", nio("NIOCore")], path: "Tests/TestKit"),
         .target(name: "QuotaModel", dependencies: ["GatewayCore"], path: "Tests/QuotaModel"),
         .testTarget(
             name: "ReactorTests",

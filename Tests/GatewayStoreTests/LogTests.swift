@@ -180,7 +180,7 @@ import Testing
             let before = fresh(5, age: 3000)
             try await ship(before, store.client)
             let shown = Locked<[String]>([])
-            let listener = PostgresClient(try PostgresConfiguration(url: store.database.url), role: .session, on: store.reactor)
+            let listener = PostgresClient(try .patient(store.database.url), role: .session, on: store.reactor)
             let follower = LogFollower(listener, on: store.reactor, LogFilter())
             let following = Task {
                 try await follower.run(newest: 2, now: UInt64(WallClock.milliseconds)) { entries in
@@ -223,7 +223,7 @@ import Testing
     @Test func followingFilters() async throws {
         try await withStore { store in
             let shown = Locked<[String]>([])
-            let listener = PostgresClient(try PostgresConfiguration(url: store.database.url), role: .session, on: store.reactor)
+            let listener = PostgresClient(try .patient(store.database.url), role: .session, on: store.reactor)
             var filter = LogFilter()
             filter.status = .codes(5)
             let follower = LogFollower(listener, on: store.reactor, filter)

@@ -73,12 +73,12 @@ import Testing
     @Test func configurationIsAnnouncedAndTrafficIsNot() async throws {
         try await withTenants { store in
             let heard = Locked<[String]>([])
-            let listener = PostgresClient(try PostgresConfiguration(url: store.database.url), role: .session, on: store.reactor)
+            let listener = PostgresClient(try .patient(store.database.url), role: .session, on: store.reactor)
             try await store.reactor.submit {
                 listener.onNotification = { notification in heard.withLock { $0.append(notification.payload) } }
                 listener.listen(to: ["pandora_config"])
             }.get()
-            try await listener.ready()
+            try await listener.ready(within: patience)
             try await store.run("UPDATE api_key SET last_used = now()")
             try await store.run("UPDATE environment_service SET held_request = 1")
             try await store.run("UPDATE project SET status = 'enabled'")

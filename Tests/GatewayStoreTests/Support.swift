@@ -145,15 +145,6 @@ func withClient(of database: TestDatabase, _ body: (PostgresClient, Reactor) asy
     try outcome.get()
 }
 
-extension PostgresClient {
-    /// A session that waits long: what a statement answers is asked here, not how fast a busy machine is.
-    static func connect(to url: String, on reactor: Reactor) async throws -> PostgresClient {
-        var configuration = try PostgresConfiguration(url: url)
-        configuration.statementDeadline = .seconds(120)
-        return try await connect(configuration, on: reactor, within: .seconds(120))
-    }
-}
-
 /// What the body must be refused with.
 func refusal<Value>(
     sourceLocation: SourceLocation = #_sourceLocation, _ body: () async throws -> Value

@@ -23,7 +23,7 @@ import Testing
         let database = try await TestDatabase.withQuota(60)
         let reactor = try Reactor.start(name: "conformance")
         defer { reactor.stop() }
-        let admin = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let admin = try await PostgresClient.connect(to: database.url, on: reactor)
         try await admin.script(
             """
             SET search_path = pandora;
@@ -34,8 +34,7 @@ import Testing
             INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL), (1, 2, 40);
             INSERT INTO log_spool (id, node) VALUES ('00000000-0000-7000-8000-000000000001', 'n');
             """)
-        let client = try await PostgresClient.connect(
-            PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
         var model = ModelStore()
         let rows = [(1, 1), (2, 1), (1, 2)].map { QuotaRow(environmentID: $0.0, serviceID: $0.1) }
         for (row, limit) in zip(rows, [60, nil, 40] as [Int64?]) { model.setLimit(limit, of: row) }
@@ -81,11 +80,11 @@ struct FlowStore: Sendable {
 
     func take(_ turn: FlowTurn) async throws -> FlowTurnAnswers {
         guard !turn.isEmpty else { return FlowTurnAnswers() }
-        return try await ask { $0.take(turn, deadline: .seconds(120), $1) }
+        return try await ask { $0.take(turn, deadline: patience, $1) }
     }
 
     func show(_ id: ReservationID, _ environment: Int64?) async throws -> FlowView? {
-        try await ask { $0.show(id, environment: environment, deadline: .seconds(10), $1) }
+        try await ask { $0.show(id, environment: environment, deadline: patience, $1) }
     }
 
     private func ask<Answer: Sendable>(

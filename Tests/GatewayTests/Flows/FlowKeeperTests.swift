@@ -162,7 +162,7 @@ import Testing
         let database = try await TestDatabase.withQuota(10)
         let node = try await FlowNode(database)
         let reactor = try Reactor.start(name: "straggler")
-        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
         let store = FlowStore(client, reactor)
         let open = try #require(try await node.start().flow)
         let claim = FlowHop(

@@ -20,7 +20,7 @@ final class FlowNode: @unchecked Sendable {
     init(_ database: TestDatabase, flow: Flow = FlowNode.flow(), limits: FlowLimits = .patient) async throws {
         self.flow = flow
         reactor = try Reactor.start(name: "flows")
-        client = PostgresClient(try PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        client = PostgresClient(try .patient(database.url), role: .pipeline, on: reactor)
         keeper = FlowKeeper(on: reactor, limits: limits)
         try await reactor.submit { [self] in
             client.onStateChange = { [weak keeper] state in
@@ -34,7 +34,7 @@ final class FlowNode: @unchecked Sendable {
             keeper.begin(FlowSession(client))
             client.start()
         }.get()
-        try await client.ready()
+        try await client.ready(within: patience)
     }
 
     static func flow(units: Int64 = 1, open: Int = 1_000_000, _ edit: (inout Flow) -> Void = { _ in }) -> Flow {
@@ -185,7 +185,7 @@ final class FlowNode: @unchecked Sendable {
     func isReady() async throws -> Bool { try await reactor.submit { [client] in client.isReady }.get() }
 
     func close() async throws {
-        _ = try await close(within: .seconds(120))
+        _ = try await close(within: patience)
         await die()
     }
 

@@ -155,7 +155,7 @@ import Testing
         limits.waitMax = 100_000
         let node = try await FlowNode(database, limits: limits)
         let reactor = try Reactor.start(name: "locker")
-        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let locker = try await PostgresClient.connect(to: database.url, on: reactor)
         try await locker.script("BEGIN")
         try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
         #expect(try await node.start() == .unavailable(retryAfter: 2))
@@ -177,7 +177,7 @@ import Testing
         let (node, other) = (try await FlowNode(database, limits: limits), try await FlowNode(database))
         let open = try #require(try await other.start().flow)
         let reactor = try Reactor.start(name: "locker")
-        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let locker = try await PostgresClient.connect(to: database.url, on: reactor)
         try await locker.script("BEGIN")
         try await locker.script("SELECT * FROM pandora.reservations FOR UPDATE")
         let (answer, hop) = try await node.claim(open.id)
@@ -197,7 +197,7 @@ import Testing
         let database = try await TestDatabase.withQuota(10)
         let node = try await FlowNode(database)
         let reactor = try Reactor.start(name: "locker")
-        let locker = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let locker = try await PostgresClient.connect(to: database.url, on: reactor)
         try await locker.script("BEGIN")
         try await locker.script("SELECT * FROM pandora.environment_service FOR UPDATE")
         async let answer = node.start()
@@ -230,7 +230,7 @@ private final class SettlementShipping: @unchecked Sendable {
         self.root = root
         let reactor = try Reactor.start(name: "shipping")
         self.reactor = reactor
-        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, on: reactor)
         self.client = client
         (shipper, writer) = try await reactor.submit {
             let settings = SpoolSettings(root: root, node: "test")

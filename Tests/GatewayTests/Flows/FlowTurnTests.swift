@@ -25,9 +25,8 @@ import Testing
         let known = Locked<[ReservationID]>([])
         try await withThrowingTaskGroup(of: Void.self) { group in
             for node in 0..<4 {
-                let configuration = try PostgresConfiguration(url: database.url)
                 group.addTask {
-                    let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
+                    let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
                     let store = FlowStore(client, reactor)
                     var maker = TurnMaker(node: node)
                     for _ in 0..<100 {
@@ -39,7 +38,7 @@ import Testing
                 }
             }
             group.addTask {
-                let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+                let client = try await PostgresClient.connect(to: database.url, on: reactor)
                 for _ in 0..<40 {
                     try await client.script("UPDATE pandora.project_service SET next_reset = clock_timestamp() + interval '2 ms'")
                     try await client.script("SELECT pg_sleep(0.003)")
@@ -49,7 +48,7 @@ import Testing
             }
             for work in [Self.batch, Self.lease] {
                 group.addTask {
-                    let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+                    let client = try await PostgresClient.connect(to: database.url, on: reactor)
                     var random = SeededRandom(seed: 99)
                     for _ in 0..<100 { try await client.script(work(known.withLock { $0 }, &random)) }
                     await client.shutdown()
@@ -68,11 +67,10 @@ import Testing
     @Test(arguments: [false, true]) func aFlowThatBeganMeanwhileIsLeftToWhoeverHasIt(_ isMixed: Bool) async throws {
         let database = try await TestDatabase.withQuota(10)
         let reactor = try Reactor.start(name: "turns")
-        let configuration = try PostgresConfiguration(url: database.url)
-        let straggler = try await PostgresClient.connect(configuration, on: reactor)
-        let other = try await PostgresClient.connect(configuration, on: reactor)
-        let sweeper = try await PostgresClient.connect(configuration, on: reactor)
-        let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
+        let straggler = try await PostgresClient.connect(to: database.url, on: reactor)
+        let other = try await PostgresClient.connect(to: database.url, on: reactor)
+        let sweeper = try await PostgresClient.connect(to: database.url, on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
         let (id, hop) = (ReservationID(UUIDBits(high: 1, low: 1)), RequestID(UUIDBits(high: 1, low: 2)))
         func untilWaiting(_ count: Int) async throws {
             try await eventually("\(count) wait for the row") {
@@ -84,7 +82,7 @@ import Testing
         try await straggler.script(
             "SELECT * FROM pandora.flow_start('{\(id)}', '{\(hop)}', '{\(FlowNode.key)}', '{1}', '{1}', '{f}', '{1}', '{1}', '{1}', '{9}')")
         try await other.script("BEGIN")
-        async let locked = other.script("SELECT 1 FROM pandora.environment_service FOR UPDATE", deadline: .seconds(60))
+        async let locked = other.script("SELECT 1 FROM pandora.environment_service FOR UPDATE")
         try await untilWaiting(1)
         let undo = FlowSettlement(id: id, hop: hop, row: QuotaRow(environmentID: 1, serviceID: 1), period: 0, action: .rollback)
         var turn = FlowTurn()
@@ -104,7 +102,7 @@ import Testing
         try await straggler.script("COMMIT")
         _ = try await locked
         try await untilWaiting(1)
-        async let swept = sweeper.script("SELECT pandora.flow_expire(9, '0 s')", deadline: .seconds(60))
+        async let swept = sweeper.script("SELECT pandora.flow_expire(9, '0 s')")
         try await untilWaiting(2)
         try await other.script("COMMIT")
         #expect(try await swept[0].string(0) == "1")

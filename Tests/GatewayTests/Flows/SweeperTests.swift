@@ -19,7 +19,7 @@ import Testing
 
         init(_ database: TestDatabase, rows: Int = 1_000, connected: Duration = .zero, logKeep: Duration? = nil) async throws {
             reactor = try Reactor.start(name: "sweeper")
-            client = PostgresClient(try PostgresConfiguration(url: database.url), role: .session, on: reactor)
+            client = PostgresClient(try .patient(database.url), role: .session, on: reactor)
             var settings = Sweeper.Settings()
             for job in Sweeper.Job.allCases { settings.interval[job] = .milliseconds(20) }
             settings.rows = rows

@@ -30,7 +30,7 @@ final class KeyNode: @unchecked Sendable {
     init(_ url: String, listens: Bool = true, _ adjust: (inout KeyCache.Limits) -> Void = { _ in }) async throws {
         let (worker, control) = (try Reactor.start(name: "keys"), try Reactor.start(name: "control"))
         (self.worker, self.control) = (worker, control)
-        var configuration = try PostgresConfiguration(url: url)
+        var configuration = try PostgresConfiguration.patient(url)
         configuration.applicationName = "keys"
         client = PostgresClient(configuration, role: .pipeline, on: worker)
         configuration.applicationName = "listener"
@@ -40,8 +40,9 @@ final class KeyNode: @unchecked Sendable {
         let session = KeySession(client)
         resolver = KeyResolver(
             on: worker, limits: limits, usedInterval: .hours(1),
-            fetch: { [answers] digest, deadline, done in
-                session.fetch(digest, deadline: deadline) { result in
+            // A loaded machine is no outage: the store may take longer than a gateway would let it.
+            fetch: { [answers] digest, _, done in
+                session.fetch(digest, deadline: patience) { result in
                     let isHeld = answers.withLock { answers in
                         if answers.areHeld { answers.held.append { done(result) } }
                         return answers.areHeld
@@ -65,7 +66,7 @@ final class KeyNode: @unchecked Sendable {
             }.get()
             try await eventually("listening") { self.heard.withLock { !$0.isEmpty } }
         }
-        try await client.ready()
+        try await client.ready(within: patience)
     }
 
     /// What a request with this key for service s, version 1, is told: `ok`, a refusal's code, `unknown` or `unavailable`.

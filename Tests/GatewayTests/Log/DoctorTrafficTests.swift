@@ -73,7 +73,7 @@ import Testing
         for seed in 1...2 { nodes.append(try await ServingNode(database, root, seed: UInt64(seed))) }
         let flows = try await FlowNode(database)
         let reactor = try Reactor.start(name: "doctor")
-        let client = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, on: reactor)
         let patient = Patient(database: database, doctor: Doctor(client, actor: "test"))
         let isOver = Flag()
 

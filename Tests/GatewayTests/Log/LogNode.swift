@@ -26,7 +26,7 @@ final class LogNode: @unchecked Sendable {
     ) async throws {
         let control = try Reactor.start(name: "control")
         self.control = control
-        var configuration = try PostgresConfiguration(url: url)
+        var configuration = try PostgresConfiguration.patient(url)
         configuration.applicationName = "shipper"
         client = PostgresClient(configuration, role: .session, on: control)
         var settings = Shipper.Settings()
@@ -47,7 +47,7 @@ final class LogNode: @unchecked Sendable {
             }
             client.start()
         }
-        try await client.ready()
+        try await client.ready(within: patience)
     }
 
     func on<Value: Sendable>(_ body: @escaping @Sendable (Shipper) throws -> Value) async throws -> Value {

@@ -167,7 +167,7 @@ extension SpoolDirectory {
     /// A spool that nobody has open. A process that another test starts just now holds every lock until it becomes a program
     /// of its own.
     static func free(_ path: String) throws -> SpoolDirectory {
-        for _ in 0..<10_000 {
+        for _ in 0..<120_000 {
             if let directory = try SpoolDirectory(opening: path) { return directory }
             usleep(1_000)
         }

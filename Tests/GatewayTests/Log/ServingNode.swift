@@ -20,7 +20,7 @@ final class ServingNode: @unchecked Sendable {
     init(_ database: TestDatabase, _ root: TemporaryFolder, seed: UInt64) async throws {
         worker = try await SpoolWorker(root)
         let reactor = worker.reactor
-        let configuration = try PostgresConfiguration(url: database.url)
+        let configuration = try PostgresConfiguration.patient(database.url)
         let client = PostgresClient(configuration, role: .pipeline, on: reactor)
         let made = Locked<QuotaKeeper?>(nil)
         let hold = made
@@ -36,7 +36,7 @@ final class ServingNode: @unchecked Sendable {
             client.start()
             hold.withLock { $0 = keeper }
         }.get()
-        try await client.ready()
+        try await client.ready(within: patience)
         self.client = client
         keeper = made.withLock { $0! }
         hops = Locked(Hops(seed: seed))
@@ -81,7 +81,7 @@ final class ServingNode: @unchecked Sendable {
 
     func close() async throws {
         let promise = worker.reactor.makePromise(of: Void.self)
-        worker.reactor.execute { [self] in keeper.close(within: .seconds(120)) { promise.succeed(()) } }
+        worker.reactor.execute { [self] in keeper.close(within: patience) { promise.succeed(()) } }
         try await promise.futureResult.get()
         try await log.drain()
         try await die()

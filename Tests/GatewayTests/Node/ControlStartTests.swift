@@ -13,12 +13,11 @@ import TestKit
     @Test func aQuestionThatGetsNoAnswerInTimeIsAskedAgain() async throws {
         let database = try await TestDatabase.create()
         try await withReactor { reactor in
-            let configuration = try PostgresConfiguration(url: database.url)
-            let other = try await PostgresClient.connect(configuration, on: reactor, within: .seconds(60))
+            let other = try await PostgresClient.connect(to: database.url, on: reactor)
             try await Migrator(other).migrate()
             let release = try await lock("pandora.cluster_settings", other, on: reactor)
 
-            var impatient = configuration
+            var impatient = try PostgresConfiguration.patient(database.url)
             impatient.statementDeadline = .milliseconds(500)
             let reports = Locked<[String]>([])
             let control = try Control(BootSettings(listen: []), database: impatient, nodeName: "n") { event in

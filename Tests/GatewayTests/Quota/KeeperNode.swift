@@ -28,7 +28,7 @@ final class KeeperNode: @unchecked Sendable {
             """)
         epoch = Int64(opened[0])!
         reactor = try Reactor.start(name: "keeper")
-        let configuration = try PostgresConfiguration(url: database.url)
+        let configuration = try PostgresConfiguration.patient(database.url)
         client = PostgresClient(configuration, role: .pipeline, on: reactor)
         listener = PostgresClient(configuration, role: .session, on: reactor)
         keeper = QuotaKeeper(on: reactor, limits: limits)
@@ -49,8 +49,8 @@ final class KeeperNode: @unchecked Sendable {
             client.start()
             listener.start()
         }
-        try await client.ready()
-        try await listener.ready()
+        try await client.ready(within: patience)
+        try await listener.ready(within: patience)
     }
 
     func onReactor<Value: Sendable>(_ body: @escaping @Sendable () -> Value) async throws -> Value {
@@ -104,7 +104,7 @@ final class KeeperNode: @unchecked Sendable {
     /// Returns idle units and ends; false where `close` ran into its limit.
     func close() async throws {
         let promise = reactor.makePromise(of: Void.self)
-        reactor.execute { [self] in keeper.close(within: .seconds(60)) { promise.succeed(()) } }
+        reactor.execute { [self] in keeper.close(within: patience) { promise.succeed(()) } }
         try await promise.futureResult.get()
         try await die()
     }

@@ -16,7 +16,7 @@ import Testing
         let database = try await TestDatabase.withQuota(200)
         let reactor = try Reactor.start(name: "conformance")
         defer { reactor.stop() }
-        let admin = try await PostgresClient.connect(PostgresConfiguration(url: database.url), on: reactor)
+        let admin = try await PostgresClient.connect(to: database.url, on: reactor)
         try await admin.script(
             """
             SET search_path = pandora;
@@ -27,8 +27,7 @@ import Testing
             INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, NULL), (1, 2, 150);
             INSERT INTO log_spool (id, node) SELECT unnest('{\(Self.spools.joined(separator: ","))}'::uuid[]), 'n';
             """)
-        let client = try await PostgresClient.connect(
-            PostgresConfiguration(url: database.url), role: .pipeline, on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
         let sessions = Self.spools.map { LeaseSession(client, spool: $0, epoch: 1) }
 
         var model = ModelStore()
@@ -136,14 +135,14 @@ import Testing
         }
 
         func acquire(_ questions: [LeaseQuestion]) async throws -> [LeaseAnswer] {
-            try await ask { $0.acquire(questions, deadline: .seconds(10), $1) }
+            try await ask { $0.acquire(questions, deadline: patience, $1) }
         }
 
         func giveBack(_ returns: [LeaseReturn]) async throws {
-            try await ask { $0.giveBack(returns, deadline: .seconds(10), $1) }
+            try await ask { $0.giveBack(returns, deadline: patience, $1) }
         }
 
-        func read() async throws -> [LeaseRecord] { try await ask { $0.read(deadline: .seconds(10), $1) } }
+        func read() async throws -> [LeaseRecord] { try await ask { $0.read(deadline: patience, $1) } }
 
         private func ask<Answer: Sendable>(
             _ call: @escaping @Sendable (LeaseSession, @escaping (Result<Answer, PostgresError>) -> Void) -> Void
