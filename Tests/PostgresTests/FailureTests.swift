@@ -28,7 +28,7 @@ import TestKit
     func aKilledServerIsNoticedAndFoundAgain(_ role: PostgresClient.Role) async throws {
         try await withCluster { cluster in
             try await withReactor { reactor in
-                let client = try await PostgresClient.connect(try patient(cluster.url()), role: role, on: reactor)
+                let client = try await PostgresClient.connect(to: cluster.url(), role: role, on: reactor)
                 let states = Locked<[String]>([])
                 try await client.onLoop { client in
                     client.onStateChange = { state in states.withLock { $0.append("\(state)".prefix(4).description) } }
@@ -45,11 +45,11 @@ import TestKit
                 guard case .failure(let reason) = refused else { Issue.record("no server, yet an answer"); return }
                 #expect(reason.kind == .unavailable && !reason.mayHaveTakenEffect, "\(reason)")
                 try await offTheCooperativePool { try cluster.start() }
-                try await client.ready(within: .seconds(120))
+                try await client.ready(within: patience)
                 // The statement that the old connection knew is prepared anew.
                 #expect(try await client.query(Self.one)[0].int32(0) == Int32(1))
                 try await offTheCooperativePool { try cluster.restart() }
-                try await client.ready(within: .seconds(120))
+                try await client.ready(within: patience)
                 try await eventually("an answer after the restart") { (try? await client.query(Self.one)) != nil }
                 #expect(states.withLock { $0.first } == "lost" && states.withLock { $0.last } == "read")
                 await client.shutdown()
@@ -70,7 +70,7 @@ import TestKit
             }
             guard case .failure(let error) = outcome else { Issue.record("committed"); return }
             #expect(error.kind == .connectionLost && !error.mayHaveTakenEffect && error.sqlState == "57P01")
-            try await client.ready()
+            try await client.ready(within: patience)
             #expect(try await client.query(Self.one)[0].int32(0) == Int32(1))
         }
     }
@@ -94,7 +94,7 @@ import TestKit
             #expect(errors[0].kind == .deadline && errors[0].isConnectionLoss && errors[0].mayHaveTakenEffect)
             // In a session the second was never sent.
             #expect(errors[1].kind == .connectionLost && errors[1].mayHaveTakenEffect == (role == .pipeline))
-            try await client.ready()
+            try await client.ready(within: patience)
             #expect(try await client.onLoop { $0.backendPID } != pid)
             #expect(try await client.query(Self.one)[0].int32(0) == Int32(1))
         }
@@ -112,15 +112,15 @@ import TestKit
     }
 
     @Test func aStatementThatWaitedTooLongLeavesTheConnection() async throws {
-        try await withClient { client, _ in
+        try await withClient { client, database in
             let pid = try await client.onLoop { $0.backendPID }
             // The first statement lasts until the second one is given up.
-            let holder = try await PostgresClient.connect(client.configuration, role: .session, on: client.reactor)
+            let holder = try await PostgresClient.connect(to: database.url, on: client.reactor)
             try await holder.query(Statement(name: "hold", sql: "SELECT pg_advisory_lock(1)"))
             let wait = Statement(name: "wait", sql: "SELECT pg_advisory_lock(1)")
             let results: [PostgresError?] = await client.calling { client, done in
                 let late = Locked<PostgresError?>(nil)
-                client.execute(wait, deadline: .seconds(60)) { result in
+                client.execute(wait, deadline: patience) { result in
                     if case .failure(let error) = result { done([error]) } else { done([nil, late.withLock { $0 }]) }
                 }
                 client.execute(Self.one, deadline: .milliseconds(30)) { result in
@@ -149,13 +149,13 @@ import TestKit
 
     @Test func listeningGoesOnAfterALoss() async throws {
         try await withClient { sender, database in
-            let listener = PostgresClient(try PostgresConfiguration(url: database.url), role: .session, on: sender.reactor)
+            let listener = PostgresClient(try .patient(database.url), role: .session, on: sender.reactor)
             let heard = Locked(0)
             try await listener.onLoop { listener in
                 listener.listen(to: ["news"])
                 listener.onNotification = { _ in heard.withLock { $0 += 1 } }
             }
-            try await listener.ready()
+            try await listener.ready(within: patience)
             let pid = try #require(try await listener.onLoop { $0.backendPID })
             try await sender.script("SELECT pg_terminate_backend(\(pid))")
             try await eventually("another connection") {
@@ -173,17 +173,14 @@ import TestKit
         } _: { cluster in
             try await cluster.psql("CREATE ROLE guest LOGIN PASSWORD 'right'", database: "postgres")
             try await withReactor { reactor in
-                let wrong = try PostgresConfiguration(url: cluster.url(user: "guest", password: "wr0ng-secret"))
-                let password = try await postgresError { _ = try await PostgresClient.connect(wrong, on: reactor) }
+                let password = try await refusal(of: .patient(cluster.url(user: "guest", password: "wr0ng-secret")), on: reactor)
                 #expect(password.sqlState == .invalidPassword && password.kind == .unavailable)
                 #expect(!"\(password) \(String(reflecting: password))".contains("wr0ng-secret"))
                 #expect(!password.message.contains("LOCATION") && !password.message.contains("28P01"))
-                let database = try await postgresError {
-                    _ = try await PostgresClient.connect(try .init(url: cluster.url(database: "nowhere")), on: reactor)
-                }
+                let database = try await refusal(of: .patient(cluster.url(database: "nowhere")), on: reactor)
                 #expect(database.sqlState == .invalidDatabase)
-                let right = try PostgresConfiguration(url: cluster.url(user: "guest", password: "right"))
-                let client = try await PostgresClient.connect(right, role: .pipeline, on: reactor)
+                let right = cluster.url(user: "guest", password: "right")
+                let client = try await PostgresClient.connect(to: right, role: .pipeline, on: reactor)
                 #expect(try await client.value("SELECT current_user::text").string(0) == "guest")
                 await client.shutdown()
             }
@@ -196,25 +193,17 @@ import TestKit
             try await withReactor { reactor in
                 var configuration = PostgresConfiguration()
                 (configuration.user, configuration.database) = ("postgres", "postgres")
+                configuration.connectTimeout = .seconds(30)
                 configuration.hosts = ["/nowhere", readOnly.socketDirectory, writable.socketDirectory].map { .init(name: $0) }
-                let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor)
+                let client = try await PostgresClient.connect(configuration, role: .pipeline, on: reactor, within: patience)
                 let row = try await client.value("SELECT current_setting('unix_socket_directories')")
                 #expect(row.string(0) == writable.socketDirectory)
                 await client.shutdown()
                 configuration.hosts.removeLast()
-                let seeker = PostgresClient(configuration, role: .pipeline, on: reactor)
-                try await seeker.onLoop { $0.start() }
-                let reason = Locked<PostgresError?>(nil)
-                try await eventually("a round failed") {
-                    let state = try await seeker.onLoop { $0.state }
-                    if case .lost(let error) = state { reason.withLock { $0 = error } }
-                    return reason.withLock { $0 != nil }
-                }
-                let error = try #require(reason.withLock { $0 })
+                let error = try await refusal(of: configuration, on: reactor)
                 #expect(error.kind == .unavailable && error.message.contains("read-only"))
-                await seeker.shutdown()
                 configuration.needsWritable = false
-                let reader = try await PostgresClient.connect(configuration, on: reactor)
+                let reader = try await PostgresClient.connect(configuration, on: reactor, within: patience)
                 await reader.shutdown()
             }
         }
@@ -272,7 +261,7 @@ import TestKit
     @Test func aReactorMayEndWithAnOpenConnection() async throws {
         let database = try await TestDatabase.create()
         try await withReactor { reactor in
-            let client = try await PostgresClient.connect(try .init(url: database.url), role: .pipeline, on: reactor)
+            let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
             _ = try await client.query(Self.one)
         }
     }
@@ -283,7 +272,7 @@ import TestKit
     @Test func nobodyWaitsForEver() async throws {
         let database = try await TestDatabase.create()
         let reactor = try Reactor.start(name: "postgres-test")
-        let client = try await PostgresClient.connect(try .init(url: database.url), role: .pipeline, on: reactor)
+        let client = try await PostgresClient.connect(to: database.url, role: .pipeline, on: reactor)
         try await reactor.end()
         let error = try await postgresError { try await client.query(Statement(name: "one", sql: "SELECT 1")) }
         #expect(error.kind == .unavailable)

@@ -26,7 +26,7 @@ import TestKit
         try await withClient { client, _ in
             try await client.script(Self.schema)
             let rows = Self.rows(1...100_000)
-            #expect(try await client.copyIn(into: "t", columns: ["id", "name"], rows: rows, deadline: .seconds(60)).affected == 100_000)
+            #expect(try await client.copyIn(into: "t", columns: ["id", "name"], rows: rows).affected == 100_000)
             let row = try await client.value("SELECT count(*), sum(id)::bigint, min(name) FROM t")
             #expect(row.int64(0) == Int64(100_000) && row.int64(1) == Int64(5_000_050_000) && row.string(2) == "row ü")
             #expect(try await client.copyIn(into: "t", columns: ["id", "name"], rows: ByteBuffer()).affected == 0)
@@ -226,13 +226,13 @@ import TestKit
 
     @Test func notificationsReachWhoListens() async throws {
         try await withClient { sender, database in
-            let listener = PostgresClient(try PostgresConfiguration(url: database.url), role: .session, on: sender.reactor)
+            let listener = PostgresClient(try .patient(database.url), role: .session, on: sender.reactor)
             let heard = Locked<[PostgresNotification]>([])
             try await listener.onLoop { listener in
                 listener.onNotification = { notification in heard.withLock { $0.append(notification) } }
                 listener.listen(to: ["plain", "Odd \"name\""])
             }
-            try await listener.ready()
+            try await listener.ready(within: patience)
             let notify = Statement(name: "notify", sql: "SELECT pg_notify($1, $2)", parameterTypes: [.text, .text])
             for channel in ["plain", "Odd \"name\"", "other"] {
                 try await sender.query(notify, parameters { $0.append(channel); $0.append("påyload") })

@@ -6,13 +6,6 @@ import TestKit
 
 @testable import Postgres
 
-/// Waits far longer than a loaded machine takes.
-func patient(_ url: String) throws -> PostgresConfiguration {
-    var configuration = try PostgresConfiguration(url: url)
-    (configuration.connectTimeout, configuration.statementDeadline) = (.seconds(30), .seconds(60))
-    return configuration
-}
-
 /// A reactor and a client of a database of its own.
 func withClient<Value>(
     role: PostgresClient.Role = .session, _ adjust: (inout PostgresConfiguration) -> Void = { _ in },
@@ -20,9 +13,9 @@ func withClient<Value>(
 ) async throws -> Value {
     let database = try await TestDatabase.create()
     return try await withReactor { reactor in
-        var configuration = try patient(database.url)
+        var configuration = try PostgresConfiguration.patient(database.url)
         adjust(&configuration)
-        let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
+        let client = try await PostgresClient.connect(configuration, role: role, on: reactor, within: patience)
         do {
             let value = try await body(client, database)
             await client.shutdown()
@@ -54,6 +47,19 @@ extension PostgresClient {
         let statement = Statement(name: "value", sql: sql, parameterTypes: types, isPrepared: false)
         return try #require(try await query(statement, parameters).first)
     }
+}
+
+/// Why no connection comes about: the client goes on trying.
+func refusal(of configuration: PostgresConfiguration, on reactor: Reactor) async throws -> PostgresError {
+    let client = PostgresClient(configuration, role: .session, on: reactor)
+    let reason = Locked<PostgresError?>(nil)
+    try await client.onLoop { client in
+        client.onStateChange = { state in if case .lost(let error) = state { reason.withLock { $0 = error } } }
+        client.start()
+    }
+    try await eventually("a round failed") { reason.withLock { $0 != nil } }
+    await client.shutdown()
+    return reason.withLock { $0! }
 }
 
 /// The error that the body must throw.

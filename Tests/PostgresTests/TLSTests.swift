@@ -39,9 +39,7 @@ import TestKit
         try await withReactor { reactor in
             let url = "postgres://postgres@\(Self.address)/postgres?sslmode=verify-full&sslrootcert=\(certificate)"
             for role in [PostgresClient.Role.pipeline, .session] {
-                var configuration = try PostgresConfiguration(url: url)
-                configuration.statementDeadline = .minutes(5)
-                let client = try await PostgresClient.connect(configuration, role: role, on: reactor)
+                let client = try await PostgresClient.connect(to: url, role: role, on: reactor)
                 let usesTLS = try await client.value("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
                 #expect(usesTLS.bool(0) == true)
                 for length in [1, 8_000, 16_300, 16_384, 30_000, 65_536, 5_000_000] as [Int32] {
@@ -61,8 +59,7 @@ import TestKit
                 #expect(total == 37 * 499 * 500 / 2)
                 await client.shutdown()
             }
-            let wrong = try PostgresConfiguration(url: "postgres://postgres@\(Self.address)/postgres?sslmode=disable")
-            let error = try await postgresError { _ = try await PostgresClient.connect(wrong, on: reactor) }
+            let error = try await refusal(of: .patient("postgres://postgres@\(Self.address)/postgres?sslmode=disable"), on: reactor)
             #expect(error.sqlState?.errorClass == "28")
         }
         try await offTheCooperativePool { try cluster.stop() }
