@@ -77,7 +77,10 @@ def raw(services):
 
 
 def configuration(services, **boot):
-    """A route per host; most of them lead to the scripted upstream and differ in one setting."""
+    """A route per host; most of them lead to the scripted upstream and differ in one setting.
+
+    Answers may be late by themselves, for as long as a test holds them back or this machine stands still.
+    """
     def local(port):
         return f"127.0.0.1:{port}"
 
@@ -86,7 +89,8 @@ def configuration(services, **boot):
         "httpbin": {"upstream": "httpbin", "service": "httpbin"},
         "raw": {},
         "refused": {"upstream": "refused"},
-        "impatient": {"timeouts": {"first_byte": "300ms", "idle": "300ms"}},
+        "impatient": {"timeouts": {"first_byte": "300ms"}},
+        "stalling": {"timeouts": {"first_byte": "2m", "idle": "300ms"}},
         "small": {"body_limit": "1000B"},
         "query": {"key_query": "api_key", "log": {"query": True}},
         "old": {"service": "old", "deprecated": "refuse"},
@@ -109,7 +113,8 @@ def configuration(services, **boot):
             "refused": {"targets": [local(services.refusing.port)]},
         },
         "routes": [
-            *({"name": name, "match": {"host": f"{name}.test"}, "service": "orders", "upstream": "raw", **route}
+            *({"name": name, "match": {"host": f"{name}.test"}, "service": "orders", "upstream": "raw",
+                "timeouts": {"first_byte": "2m"}, **route}
               for name, route in routes.items()),
             {"name": "stripped", "match": {"host": "edited.test", "prefix": "/strip"}, "service": "orders", "upstream": "raw",
              "strip_prefix": "/strip", "request_headers": {"set": {"X-Set": "by the route"}, "remove": ["X-Removed"]}},

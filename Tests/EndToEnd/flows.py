@@ -11,9 +11,11 @@ def configuration(services, flows, service="orders", upstream=None, **boot):
 
     `flows`: settings by name; `steps` is their number there, `upstream` one of those below, `timeouts` those of all of its routes.
     """
-    routes, declared = [{"name": "plain", "match": {"host": "raw.test"}, "service": service, "upstream": "raw"}], {}
+    # Tests hold answers back, for longer where this machine is slow.
+    patient = {"first_byte": "2m"}
+    routes, declared = [{"name": "plain", "match": {"host": "raw.test"}, "service": service, "upstream": "raw", "timeouts": patient}], {}
     for name, settings in flows.items():
-        own = {"steps": 1, "upstream": "raw", "timeouts": {}, **settings}
+        own = {"steps": 1, "upstream": "raw", "timeouts": patient, **settings}
         places = ["start", *(f"step-{number + 1}" for number in range(own.pop("steps"))), "finish"]
         target, timeouts = own.pop("upstream"), own.pop("timeouts")
         routes += [{"name": f"{name}-{place}", "match": {"host": f"{name}.test", "prefix": f"/{place}"}, "strip_prefix": f"/{place}",

@@ -16,6 +16,9 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+PATIENCE = 120
+"""Seconds that a test waits for what only a wrong program never does: they say nothing about how long a loaded machine may take."""
+
 
 def free_port():
     with socket.socket() as probe:
@@ -23,7 +26,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def eventually(check, seconds=20, what="condition"):
+def eventually(check, seconds=PATIENCE, what="condition"):
     """Polls until check() returns something true; an AssertionError in it counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -42,7 +45,7 @@ def eventually(check, seconds=20, what="condition"):
 def answers(port, path="/"):
     """True when something answers HTTP on the port, whatever the status."""
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         pass
     return True
@@ -89,7 +92,7 @@ class Process:
         self.process.kill()
         return self.process.wait()
 
-    def stop(self, seconds=40, with_signal=signal.SIGTERM):
+    def stop(self, seconds=PATIENCE, with_signal=signal.SIGTERM):
         if self.running():
             self.process.send_signal(with_signal)
             try:
@@ -146,7 +149,7 @@ class PostgreSQL:
     def stop(self, how=signal.SIGINT):
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(30)
+            self.process.wait(PATIENCE)
 
     @contextlib.contextmanager
     def stalled(self):
@@ -247,7 +250,7 @@ class Gateway(Process):
                 raise RuntimeError(f"{self.name} exited {self.process.returncode}:\n{self.log()[-4000:]}")
             return said
 
-        self.addresses = eventually(ready, 60, f"{self.name} is ready")[0]["listen"].split(",")
+        self.addresses = eventually(ready, what=f"{self.name} is ready")[0]["listen"].split(",")
 
     @property
     def port(self):

@@ -292,4 +292,4 @@ def test_the_log_is_followed(pandora, tenant, sql):
     finally:
         follower.kill()
         follower.wait()
-        reader.join(10)
+        reader.join(kit.PATIENCE)

@@ -10,6 +10,7 @@ import uuid
 
 import pytest
 
+import conftest
 import kit
 import tenants as tenancy
 from sites import Site
@@ -18,7 +19,9 @@ from wire import Cut, Wire, request
 
 @pytest.fixture(scope="module")
 def site(binary, services, tmp_path_factory):
-    one = Site(binary, services, tmp_path_factory.mktemp("site"))
+    # A lease serves for as long as PostgreSQL takes to stop here.
+    settings = conftest.configuration(services, workers=2, quota={"lease_use": "2m"})
+    one = Site(binary, services, tmp_path_factory.mktemp("site"), settings)
     yield one
     one.remove()
 
@@ -36,7 +39,7 @@ class Load(threading.Thread):
     def run(self):
         while not self.stopping.is_set():
             try:
-                with Wire(self.site.gateway.port, timeout=20) as wire:
+                with Wire(self.site.gateway.port) as wire:
                     while not self.stopping.is_set():
                         self.one(wire)
             except OSError:
@@ -66,7 +69,7 @@ def load(site, environment, clients=8, token=None, target="/echo"):
         for one in running:
             one.stopping.set()
         for one in running:
-            one.join(30)
+            one.join(kit.PATIENCE)
 
 
 @contextlib.contextmanager
@@ -102,7 +105,7 @@ def away(site, how=signal.SIGINT):
     def looks_up():  # A key that nobody has asked for yet, on so many connections that no worker is left out.
         return all(ask(site, tenancy.new_secret()).status == 401 for _ in range(16))
 
-    kit.eventually(looks_up, 30, "every worker looks unknown keys up again")
+    kit.eventually(looks_up, what="every worker looks unknown keys up again")
 
 
 def test_cached_keys_serve_while_postgresql_is_away(site):
@@ -131,7 +134,7 @@ def test_cached_keys_serve_while_postgresql_is_away(site):
             # A second asking must not be answered from what the first could not find out.
             assert ask(site, unknown).status == 503
             serve()
-    kit.eventually(lambda: set(ids) <= site.log.ids(), 30, "what was answered meanwhile is in the log")
+    kit.eventually(lambda: set(ids) <= site.log.ids(), what="what was answered meanwhile is in the log")
     row = site.log.row(refused.id)
     assert row["status_code"] == 503 and row["execution_status"] == "server_error"
     assert ask(site, unknown).status == 401, "it is looked up again"
@@ -149,7 +152,7 @@ def test_units_reported_while_postgresql_is_away_are_charged_later(site):
                 answer = wire.send(request("GET", "/say?units=2", host=host, key=environment.key)).read()
                 assert answer.status == 200, answer
                 total += 2
-    kit.eventually(lambda: site.log.quota(environment, "orders") == [total, 60 - total, 0, total], 30, "all of it is charged")
+    kit.eventually(lambda: site.log.quota(environment, "orders") == [total, 60 - total, 0, total], what="all of it is charged")
     rows = site.log.rows(f"environment_id = {environment.id}")
     assert sum(row["units"] for row in rows) == total and {row["units"] for row in rows if row["outage"]} == {2}
 
@@ -161,7 +164,7 @@ def test_kill_loses_no_answered_request(site):
         site.gateway.kill()
     told = answered(clients)
     site.gateway.start()
-    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), 30, "every answered request is in the log")
+    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), what="every answered request is in the log")
 
     def books_agree():
         used, available, held, ledger = site.log.quota(environment, "orders")
@@ -170,7 +173,7 @@ def test_kill_loses_no_answered_request(site):
         [[units]] = site.postgres.psql(f"SELECT sum(units) FROM pandora.request_logs WHERE environment_id = {environment.id}")
         return int(units) == used
 
-    kit.eventually(books_agree, 30, "answered <= charged <= served, and the lease of the dead is given back")
+    kit.eventually(books_agree, what="answered <= charged <= served, and the lease of the dead is given back")
 
 
 def test_kill_of_postgresql_loses_no_answered_request(site):
@@ -180,16 +183,16 @@ def test_kill_of_postgresql_loses_no_answered_request(site):
         with away(site, signal.SIGQUIT):
             time.sleep(0.3)
         before = len(answered(clients))
-        kit.eventually(lambda: len(answered(clients)) > before + 100, 30, "it goes on")
+        kit.eventually(lambda: len(answered(clients)) > before + 100, what="it goes on")
     told = answered(clients)
-    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), 30, "every answered request is in the log")
+    kit.eventually(lambda: told <= site.log.ids(f"environment_id = {environment.id}"), what="every answered request is in the log")
 
     def books_agree():
         used, available, held, ledger = site.log.quota(environment, "orders")
         assert used == ledger and available == 10_000_000 - used and held == 0
         return used == len(told)
 
-    kit.eventually(books_agree, 30, "each answer is charged once")
+    kit.eventually(books_agree, what="each answer is charged once")
 
 
 def test_stop_answers_every_received_request_and_exits_0(site):
@@ -200,7 +203,7 @@ def test_stop_answers_every_received_request_and_exits_0(site):
         for wire in waiting:
             wire.send(request("GET", f"/raw/late?late-{token}", key=environment.key))
         kit.eventually(lambda: len(site.services.raw.seen(f"late-{token}")) == 32, what="all of them are upstream")
-        assert site.gateway.stop(60) == 0
+        assert site.gateway.stop() == 0
     late = [wire.read() for wire in waiting]
     assert [answer.body for answer in late] == [b"late"] * 32
     told = answered(clients) | {answer.id for answer in late}

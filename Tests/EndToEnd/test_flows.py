@@ -57,8 +57,8 @@ def key(environment):
 def books(log, environment):
     """The counters become these, and the ledger agrees; what of the limit of 10 is left follows."""
     def become(used, held):
-        kit.eventually(lambda: log.quota(environment, "orders") == [used, 10 - used, held, used], 15,
-                       f"used {used} and held {held}: {log.quota(environment, 'orders')}")
+        kit.eventually(lambda: log.quota(environment, "orders") == [used, 10 - used, held, used],
+                       what=f"used {used} and held {held}: {log.quota(environment, 'orders')}")
     return become
 
 
@@ -653,10 +653,9 @@ def test_a_success_that_comes_after_the_expiry_is_charged_and_told(port, key, ra
 
 
 @pytest.mark.long
-@pytest.mark.timeout(180)
 def test_the_sweeper_expires_flows_by_itself(port, key, postgres, books):
     flow = started(port, key, "short-lived")
-    kit.eventually(lambda: endings(postgres, flow) == [("expired", 0)], 120, "a minute after the gateway came up it is swept")
+    kit.eventually(lambda: endings(postgres, flow) == [("expired", 0)], kit.PATIENCE, "a minute after the gateway came up it is swept")
     books(used=0, held=0)
 
 
@@ -805,7 +804,7 @@ def test_what_cannot_be_settled_is_pending_and_settled_once(site, away, raw, how
     assert (finish.status, state(finish), finish.body) == (200, "pending", b"said")
     assert (start.status, state(start)) == (500, "pending")
     site.postgres.start()
-    kit.eventually(lambda: endings(site.postgres, flow) and endings(site.postgres, failing), 30, "both are settled from the spool")
+    kit.eventually(lambda: endings(site.postgres, flow) and endings(site.postgres, failing), what="both are settled from the spool")
     kit.eventually(lambda: site.log.quota(environment, "orders") == [1, 9, 0, 1])
     assert endings(site.postgres, flow) == [("committed", 1)] and endings(site.postgres, failing) == [("rolled_back", 0)]
     refused(kit.eventually(lambda: (answer := flow.finish()).status != 503 and answer), 409, "FLOW_CLOSED", "committed")
@@ -825,7 +824,7 @@ def test_what_was_pending_survives_the_death_of_the_gateway(site, away, raw):
     site.gateway.kill()
     site.postgres.start()
     site.gateway.start()
-    kit.eventually(lambda: endings(site.postgres, flow) == [("committed", 1)], 30, "the next process ships what the spool has")
+    kit.eventually(lambda: endings(site.postgres, flow) == [("committed", 1)], what="the next process ships what the spool has")
     kit.eventually(lambda: site.log.quota(environment, "orders") == [1, 9, 0, 1])
 
 

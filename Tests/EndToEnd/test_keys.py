@@ -52,7 +52,7 @@ def test_key_made_after_it_was_refused(gateway, tenants, environment):
     secret = new_secret()
     assert ask(gateway.port, "GET", "/echo", key=secret).status == 401
     tenants.sql(tenants.insert_key(secret, environment.id))
-    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, 10, "the new key serves")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, what="the new key serves")
 
 
 @pytest.mark.parametrize("fields", [
@@ -95,11 +95,11 @@ def test_disabled_key_is_refused_at_once(gateway, tenants, environment, log):
         tenants.sql(f"UPDATE pandora.api_key SET status = 'disabled' WHERE prefix = '{secret[3:11]}'")
         answer = kit.eventually(
             lambda: next((one for one in [wire.send(request("GET", "/echo", key=secret)).read()] if one.status != 200), None),
-            5, "the key is refused")
+            what="the key is refused")
     row = refused(log, answer, 401, "KEY_DISABLED")
     assert row["environment_id"] == environment.id
     tenants.sql(f"UPDATE pandora.api_key SET status = 'enabled' WHERE prefix = '{secret[3:11]}'")
-    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, 5, "the key serves again")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 200, what="the key serves again")
 
 
 class Poller(threading.Thread):
@@ -134,7 +134,7 @@ def seconds_until_refused(gateways, tenants, environment):
     finally:
         for one in pollers:
             one.stopping.set()
-            one.join(20)
+            one.join(kit.PATIENCE)
     return max(sent for one in pollers for sent, status in one.asked if status == 200) - float(committed)
 
 
@@ -154,9 +154,9 @@ def test_expired_key(gateway, tenants, environment, log):
 
 def test_cached_key_expires_by_the_clock(gateway, tenants, environment):
     secret = tenants.add_key(environment)
-    tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() + interval '1.5 s' WHERE prefix = '{secret[3:11]}'")
+    tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() + interval '5 s' WHERE prefix = '{secret[3:11]}'")
     assert ask(gateway.port, "GET", "/echo", key=secret).status == 200
-    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 401, 10, "the key expires")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 401, what="the key expires")
 
 
 @pytest.mark.parametrize("table, code", [("environment", "ENVIRONMENT_DISABLED"), ("project", "PROJECT_DISABLED")])
@@ -166,7 +166,7 @@ def test_disabled_owner(gateway, tenants, log, table, code):
     number = environment.id if table == "environment" else environment.project_id
     tenants.sql(f"UPDATE pandora.{table} SET status = 'disabled' WHERE id = {number}")
     answer = kit.eventually(
-        lambda: next((one for one in [ask(gateway.port, "GET", "/echo", key=environment.key)] if one.status != 200), None), 5)
+        lambda: next((one for one in [ask(gateway.port, "GET", "/echo", key=environment.key)] if one.status != 200), None))
     row = refused(log, answer, 403, code)
     assert row["environment_id"] == environment.id and row["api_key"] == environment.key_id
 
@@ -177,7 +177,7 @@ def test_service_disabled_and_deprecated(gateway, tenants, log):
     def after(status, wanted):
         tenants.sql(f"UPDATE pandora.service SET status = '{status}' WHERE name = 'old'")
         return kit.eventually(lambda: next((one for one in [ask(gateway.port, "GET", "/echo", host="old.test", key=environment.key)]
-                                            if one.status == wanted), None), 5, f"the service is {status}")
+                                            if one.status == wanted), None), what=f"the service is {status}")
 
     after("enabled", 200)
     row = refused(log, after("deprecated", 410), 410, "SERVICE_DEPRECATED")
@@ -195,7 +195,7 @@ def test_service_not_assigned(gateway, tenants, log):
             SELECT {environment.project_id}, id FROM pandora.service WHERE name = 'orders';
         INSERT INTO pandora.environment_service (environment_id, service_id)
             SELECT {environment.id}, id FROM pandora.service WHERE name = 'orders'""")
-    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=environment.key).status == 200, 5, "the service is assigned")
+    kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=environment.key).status == 200, what="the service is assigned")
 
 
 def test_no_route(gateway, key, log):

@@ -32,7 +32,7 @@ class Client:
 
     @staticmethod
     def _curl(port, target, *options):
-        done = subprocess.run(["curl", "-sS", "-i", "--path-as-is", "--max-time", "20", *options, f"http://127.0.0.1:{port}{target}"],
+        done = subprocess.run(["curl", "-sS", "-i", "--path-as-is", "--max-time", "300", *options, f"http://127.0.0.1:{port}{target}"],
                               capture_output=True)
         assert done.returncode == 0, done.stderr
         rest = done.stdout
@@ -51,7 +51,7 @@ class Client:
         return through
 
     def httpx(self, **options):
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.through}", timeout=60,
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.through}", timeout=kit.PATIENCE,
                             headers={"Host": self.host, "X-API-Key": self.key}, **options)
 
 
@@ -97,7 +97,7 @@ def resident(pid):
 
 def test_200_megabytes_come_down_whole_in_little_memory(nginx, services, gateway, tmp_path):
     before, target = resident(gateway.pid), tmp_path / "large.bin"
-    subprocess.run(["curl", "-sSf", "--max-time", "60", "-o", target, "-H", "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}",
+    subprocess.run(["curl", "-sSf", "--max-time", "300", "-o", target, "-H", "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}",
                     f"http://127.0.0.1:{gateway.port}/large.bin"], check=True)
     assert sha256(target) == sha256(services.files / "large.bin")
     assert resident(gateway.pid) - before < 32 << 20
@@ -106,7 +106,7 @@ def test_200_megabytes_come_down_whole_in_little_memory(nginx, services, gateway
 def test_200_megabytes_go_up_whole_in_little_memory(nginx, services, gateway):
     before = resident(gateway.pid)
     done = subprocess.run(
-        ["curl", "-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", "-T", services.files / "large.bin", "-H",
+        ["curl", "-sS", "--max-time", "300", "-o", "/dev/null", "-w", "%{http_code}", "-T", services.files / "large.bin", "-H",
          "Host: nginx.test", "-H", f"X-API-Key: {nginx.key}", f"http://127.0.0.1:{gateway.port}/upload/up.bin"],
         check=True, capture_output=True, text=True)
     assert done.stdout == "201"
@@ -118,7 +118,7 @@ def test_answers_to_a_client_that_reads_none_of_them_wait_outside(nginx, service
     """Pipelined requests: where one answer has filled the connection, the upstream of the next one is held back at once."""
     count, page = 1500, (services.files / "page.html").read_bytes()
     before = resident(gateway.pid)
-    with Wire(gateway.port, timeout=60) as wire:
+    with Wire(gateway.port) as wire:
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         sender = threading.Thread(target=wire.send, args=(request("GET", "/page.html", host="nginx.test", key=nginx.key) * count,))
         sender.start()
@@ -185,11 +185,9 @@ def test_streams_arrive_while_they_are_made(httpbin):
     with httpbin.httpx() as client:
         with client.stream("GET", "/stream/20") as answer:
             assert len(list(answer.iter_lines())) == 20
-        with client.stream("GET", "/drip?numbytes=3&duration=3&delay=0") as answer:
-            pieces = answer.iter_raw()
-            # The first byte is there while httpbin still waits to send the last: only then is anything left to cut.
-            assert next(pieces) == b"*"
-            assert b"".join(pieces) == b"**"
+        with client.stream("GET", "/drip?numbytes=30&duration=30&delay=0") as answer:
+            # The first byte is there long before httpbin sends the last. Nobody waits for that one.
+            assert 1 <= len(next(answer.iter_raw())) < 30
 
 
 def test_httpx_sees_the_same(httpbin, services):
@@ -202,7 +200,7 @@ def test_httpx_sees_the_same(httpbin, services):
 
 def test_wrk_finds_no_error_and_every_request_is_in_the_log(gateway, tenants, log):
     environment = tenants.environment(files=10_000_000)
-    done = subprocess.run(["wrk", "-t", "1", "-c", "32", "-d", "2s", "--timeout", "10s", "-H", "Host: nginx.test", "-H",
+    done = subprocess.run(["wrk", "-t", "1", "-c", "32", "-d", "2s", "--timeout", "120s", "-H", "Host: nginx.test", "-H",
                            f"X-API-Key: {environment.key}", f"http://127.0.0.1:{gateway.port}/small.txt"],
                           check=True, capture_output=True, text=True)
     assert "Non-2xx" not in done.stdout and "Socket errors" not in done.stdout, done.stdout

@@ -127,5 +127,5 @@ def test_a_question_that_may_not_be_asked_ends_the_start(binary, postgres, servi
     pathlib.Path(tmp_path, "stranger.yaml").write_text(json.dumps({
         "listen": ["127.0.0.1:0"], "spool": {"directory": str(tmp_path / "spool")},
         "database": {"url": postgres.url().replace("postgres@", "stranger@")}, **configuration(services)}))
-    done = subprocess.run([binary, "serve", tmp_path / "stranger.yaml"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([binary, "serve", tmp_path / "stranger.yaml"], capture_output=True, text=True, timeout=kit.PATIENCE)
     assert done.returncode == 1 and "permission denied for schema pandora" in done.stderr, done

@@ -30,7 +30,8 @@ class WebSocketServer:
     def __init__(self, tls=None):
         self.paths, self.closed = [], {}
         self.server = websockets.sync.server.serve(
-            self.handle, "127.0.0.1", 0, process_request=self.admit, max_size=None, ssl=tls, ping_interval=None)
+            self.handle, "127.0.0.1", 0, process_request=self.admit, max_size=None, ssl=tls, ping_interval=None,
+            open_timeout=kit.PATIENCE, close_timeout=kit.PATIENCE)
         self.port = self.server.socket.getsockname()[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -43,7 +44,7 @@ class WebSocketServer:
         if path.startswith("/close/"):
             return connection.close(int(path[7:]), "as asked")
         if path.startswith("/ping"):
-            connection.send("ponged" if connection.ping().wait(10) else "silent")
+            connection.send("ponged" if connection.ping().wait(kit.PATIENCE) else "silent")
         if path.startswith("/flood"):
             for _ in range(10):
                 connection.send(b"f" * (1 << 20))
@@ -82,7 +83,7 @@ class RawServer:
             while b"\r\n\r\n" not in data:
                 data += connection.recv(1 << 16)
             self.asked.set()
-            self.may_switch.wait(30)
+            self.may_switch.wait(kit.PATIENCE)
             connection.sendall(b"HTTP/1.1 101 Switching\r\nupgrade: WebSocket\r\nConnection: upgrade\r\nX-Kept: 1\r\n\r\nhello,"
                                + data.partition(b"\r\n\r\n")[2])
             while piece := connection.recv(1 << 16):
@@ -141,10 +142,10 @@ def gateway(binary, postgres, services, behind):
 
 
 def connect(port, key, path="/echo", host="ws.test", **options):
-    connection = socket.create_connection(("127.0.0.1", port), 20)
+    connection = socket.create_connection(("127.0.0.1", port), kit.PATIENCE)
     return websockets.sync.client.connect(
         f"ws://{host}{path}", sock=connection, additional_headers={"X-API-Key": key}, max_size=None, proxy=None,
-        ping_interval=None, **options)
+        ping_interval=None, open_timeout=kit.PATIENCE, close_timeout=kit.PATIENCE, **options)
 
 
 def upgrade(key, target="/", host="switch.test"):
@@ -173,19 +174,19 @@ def test_echo_of_a_megabyte_both_ways(gateway, key, host):
         for size in (0, 1, 125, 126, 65535, 65536, 1 << 20, 5 << 20):
             message = os.urandom(size)
             client.send(message)
-            assert client.recv(20) == message
+            assert client.recv(kit.PATIENCE) == message
 
 
 def test_pings_arrive_both_ways(gateway, key):
     with connect(gateway.port, key, "/ping") as client:
-        assert client.recv(20) == "ponged"
-        assert client.ping().wait(20)
+        assert client.recv(kit.PATIENCE) == "ponged"
+        assert client.ping().wait(kit.PATIENCE)
 
 
 def test_close_codes_arrive_both_ways(gateway, key, behind):
     with connect(gateway.port, key, "/close/4001") as client:
         with pytest.raises(websockets.exceptions.ConnectionClosed):
-            client.recv(20)
+            client.recv(kit.PATIENCE)
         assert (client.close_code, client.close_reason) == (4001, "as asked")
     path = f"/echo/{uuid.uuid4().hex}"
     connect(gateway.port, key, path).close(3000)
@@ -209,7 +210,7 @@ def test_bytes_around_the_switch_keep_their_order(gateway, key, behind):
     try:
         with Wire(gateway.port) as wire:
             wire.send(upgrade(key) + b"behind the request,")
-            assert behind.raw.asked.wait(10)
+            assert behind.raw.asked.wait(kit.PATIENCE)
             wire.send(b"before the switch,")
             time.sleep(0.2)
             behind.raw.may_switch.set()
@@ -229,9 +230,9 @@ def test_bytes_around_the_switch_keep_their_order(gateway, key, behind):
 def test_a_slow_client_gets_everything_before_the_end(gateway, key):
     with connect(gateway.port, key, "/flood") as client:
         time.sleep(3)
-        assert sum(len(client.recv(20)) for _ in range(10)) == 10 << 20
+        assert sum(len(client.recv(kit.PATIENCE)) for _ in range(10)) == 10 << 20
         with pytest.raises(websockets.exceptions.ConnectionClosedOK):
-            client.recv(20)
+            client.recv(kit.PATIENCE)
 
 
 def test_whoever_leaves_takes_the_other_along(gateway, key, behind):
@@ -277,7 +278,7 @@ def test_a_tunnel_is_charged_once_and_logged_when_it_begins(gateway, tenants, lo
         assert row["route"] == "limited" and 0 < row["first_byte_us"] <= row["duration_us"]
         for _ in range(3):
             client.send("still one unit")
-            client.recv(20)
+            client.recv(kit.PATIENCE)
         kit.eventually(lambda: log.quota(environment, "limited")[0] == 1, what="one unit is used")
         with connect(gateway.port, environment.key, host="limited.test"):
             pass
@@ -300,11 +301,16 @@ def test_a_declined_upgrade_costs_nothing(gateway, tenants, log):
 
 def test_a_disabled_key_opens_no_tunnel_and_breaks_none(gateway, tenants, environment):
     secret = tenants.add_key(environment)
+
+    def is_refused():
+        with Wire(gateway.port) as wire:  # Until then there is a tunnel, of which no end is to be waited for.
+            return wire.send(upgrade(secret, host="ws.test"))._until(b"\r\n").startswith(b"HTTP/1.1 401 ")
+
     with connect(gateway.port, secret) as client:
         tenants.sql(f"UPDATE pandora.api_key SET status = 'disabled' WHERE prefix = '{secret[3:11]}';")
-        kit.eventually(lambda: ask(gateway.port, "GET", "/", *UPGRADE, host="ws.test", key=secret).status == 401, what="refused")
+        kit.eventually(is_refused, what="refused")
         client.send("still open")
-        assert client.recv(20) == "still open"
+        assert client.recv(kit.PATIENCE) == "still open"
 
 
 def test_tunnels_count_as_connections_of_the_upstream(gateway, key):
@@ -432,7 +438,7 @@ def test_an_answered_tunnel_is_charged_though_the_gateway_is_killed(site):
         # At once: the row is in the spool, if at all.
         site.gateway.kill()
         with pytest.raises(websockets.exceptions.ConnectionClosed):
-            client.recv(20)
+            client.recv(kit.PATIENCE)
         site.gateway.start()
         row = site.log.row(request_id)
         assert (row["status_code"], row["units"]) == (101, 1)
@@ -445,7 +451,7 @@ def test_a_drain_ends_with_the_tunnels(site):
         site.gateway.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         client.send("while it drains")
-        assert client.recv(20) == "while it drains"
+        assert client.recv(kit.PATIENCE) == "while it drains"
         with pytest.raises(websockets.exceptions.ConnectionClosed):
-            client.recv(20)
-    assert site.gateway.process.wait(30) == 0
+            client.recv(kit.PATIENCE)
+    assert site.gateway.process.wait(kit.PATIENCE) == 0

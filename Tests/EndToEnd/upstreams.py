@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.parse
 
+import kit
+
 HANG = object()
 """In a script: nothing more is sent until the other side closes."""
 RESET = object()
@@ -194,7 +196,7 @@ class ScriptedUpstream:
         chunks = b"Transfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n"
         connection.sendall(OK + (chunks if "chunked" in request.query else b"Content-Length: 5\r\n\r\nearly"))
         if gate := request.query.get("gate"):
-            self.gates[gate].wait(30)
+            self.gates[gate].wait(kit.PATIENCE)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         self._body(stream, request)
@@ -205,7 +207,7 @@ class ScriptedUpstream:
         said = request.query
         time.sleep(float(said.get("wait", 0)))
         if "hold" in said:
-            self.gates[said["hold"]].wait(30)
+            self.gates[said["hold"]].wait(kit.PATIENCE)
         body = b"" if "empty" in said else b"said"
         head = b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n" % (int(said.get("status", 200)), len(body))
         for outcome in said["outcome"].split("|") if "outcome" in said else ():
@@ -214,7 +216,7 @@ class ScriptedUpstream:
             head += b"X-Units: %s\r\n" % units.encode("latin-1")
         if "gate" in said:
             connection.sendall(head + b"\r\n" + body[:2])
-            self.gates[said["gate"]].wait(30)
+            self.gates[said["gate"]].wait(kit.PATIENCE)
             connection.sendall(body[2:])
             return True
         connection.sendall(head + b"\r\n" + body)

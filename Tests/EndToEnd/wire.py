@@ -3,6 +3,8 @@
 import json
 import socket
 
+import kit
+
 
 class Cut(Exception):
     """The connection ended before the answer was complete; `answer` is what was there (None: not even a head)."""
@@ -48,7 +50,7 @@ class Answer:
 class Wire:
     """One connection to a port of this machine."""
 
-    def __init__(self, port, timeout=10):
+    def __init__(self, port, timeout=kit.PATIENCE):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout)
         self.data = b""
 
