@@ -25,6 +25,140 @@ CREATE OR REPLACE TRIGGER announce_change AFTER UPDATE OF max_request ON pandora
 CREATE OR REPLACE TRIGGER recall_leases AFTER UPDATE OF max_request ON pandora.environment_service FOR EACH ROW
     WHEN (NEW.max_request < OLD.max_request) EXECUTE FUNCTION pandora.recall_leases();
 
+-- Functions on flows look in one index, and only then ask about the rest: a plan that is made while a table is empty takes any
+-- index that has a part of the condition for as good as the right one, and reads all that the environment has, or the key, or
+-- everybody, until the table is next analyzed.
+
+ALTER FUNCTION pandora.flow_lock(text[], uuid, bigint[], bigint[], bigint[], bigint[], bigint[])
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off;
+
+-- Opens flows, in order of arrival as far as units and places reach; one that does not fit does not stop those
+-- behind it.  A reset that is due by this server's clock happens first.
+--   lives  microseconds until a flow without a further hop expires;  spans: until it expires in any case
+--   caps   open flows that the key may have of the service
+-- Verdicts: started (also where it was started already: said twice it is held once) · held: units are short ·
+-- limit: the key has too many open · not_assigned · ended (this id was used before).
+-- `unit_limit` is NULL where the row is unlimited; then nothing is tested, but held and used are counted all the same.
+-- `leased` are units in leases, which a recall may bring back; `deadline_us` is the time left of the flow itself,
+-- or where it was refused of the first one that will give units or a place back.
+CREATE OR REPLACE FUNCTION pandora.flow_start(
+    ids text[], requests text[], keys text[], environments bigint[], services bigint[], flows text[],
+    units bigint[], lives bigint[], spans bigint[], caps bigint[])
+RETURNS TABLE (
+    ordinal integer, verdict text, period bigint, unit_limit bigint, available bigint, held bigint,
+    leased bigint, reset_us bigint, deadline_us bigint)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    moment       timestamptz;
+    want         record;
+    places       record;
+    opened       bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(ids)]);
+    key_deadline timestamptz[] := array_fill(NULL::timestamptz, ARRAY[cardinality(ids)]);
+    granted      bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(ids)]);
+    last_row     bigint[];
+    raised       bigint;
+    leases       bigint;
+    row_deadline timestamptz;
+    expiry       timestamptz;
+BEGIN
+    PERFORM pandora.reset_rows_due(environments, services);
+    PERFORM 1 FROM pandora.environment_service e
+      WHERE (e.environment_id, e.service_id) IN (SELECT * FROM unnest(environments, services))
+      ORDER BY e.environment_id, e.service_id FOR NO KEY UPDATE;
+    moment := clock_timestamp();
+
+    FOR want IN
+        SELECT w.*, dense_rank() OVER (ORDER BY w.key, w.service) AS key_number,
+               e.max_request, e.available_request, e.held_request, e.period, p.next_reset,
+               own.period AS own_period, own.expires_at AS own_expiry, past.id IS NOT NULL AS ended
+          FROM unnest(ids, keys, environments, services, units, lives, spans, caps) WITH ORDINALITY
+               AS w (id, key, environment, service, units, life, span, cap, position)
+          LEFT JOIN LATERAL (
+               SELECT * FROM pandora.environment_service e
+                WHERE e.environment_id = w.environment AND e.service_id = w.service LIMIT 1) e ON true
+          LEFT JOIN LATERAL (
+               SELECT p.next_reset FROM pandora.project_service p
+                WHERE p.project_id = e.project_id AND p.service_id = e.service_id LIMIT 1) p ON true
+          LEFT JOIN LATERAL (SELECT r.period, r.expires_at FROM pandora.reservations r WHERE r.id = w.id LIMIT 1) own ON true
+          LEFT JOIN LATERAL (
+               SELECT l.id FROM pandora.quota_ledger l
+                WHERE l.reservation_id = w.id AND l.kind = 'flow' LIMIT 1) past ON true
+         ORDER BY w.environment, w.service, w.position
+    LOOP
+        IF last_row IS DISTINCT FROM ARRAY[want.environment, want.service] THEN
+            last_row := ARRAY[want.environment, want.service];
+            raised := 0;
+            leases := NULL;
+            row_deadline := NULL;
+        END IF;
+        IF opened[want.key_number] IS NULL THEN
+            SELECT count(*), min(r.expires_at) INTO places
+              FROM (SELECT r.service_id, r.expires_at FROM pandora.reservations r WHERE r.api_key = want.key OFFSET 0) r
+             WHERE r.service_id = want.service;
+            opened[want.key_number] := places.count;
+            key_deadline[want.key_number] := places.min;
+        END IF;
+        ordinal := want.position;
+        period := want.period;
+        unit_limit := want.max_request;
+        leased := 0;
+        reset_us := (extract(epoch FROM want.next_reset - moment) * 1000000)::bigint;
+        deadline_us := NULL;
+        IF want.own_period IS NOT NULL THEN
+            verdict := 'started';
+            period := want.own_period;
+            deadline_us := (extract(epoch FROM want.own_expiry - moment) * 1000000)::bigint;
+        ELSIF want.ended THEN
+            verdict := 'ended';
+        ELSIF want.period IS NULL THEN
+            verdict := 'not_assigned';
+        ELSIF opened[want.key_number] >= want.cap THEN
+            verdict := 'limit';
+            deadline_us := (extract(epoch FROM key_deadline[want.key_number] - moment) * 1000000)::bigint;
+        ELSIF want.available_request - want.held_request - raised < want.units THEN
+            verdict := 'held';
+            IF leases IS NULL THEN
+                SELECT coalesce(sum(l.granted - l.settled), 0) INTO leases FROM pandora.quota_lease l
+                 WHERE l.environment_id = want.environment AND l.service_id = want.service AND l.period = want.period;
+                SELECT least(row_deadline, min(r.expires_at)) INTO row_deadline FROM pandora.reservations r
+                 WHERE r.environment_id = want.environment AND r.service_id = want.service AND r.period = want.period;
+            END IF;
+            leased := leases;
+            deadline_us := (extract(epoch FROM row_deadline - moment) * 1000000)::bigint;
+        ELSE
+            verdict := 'started';
+            granted[want.position] := want.period;
+            raised := raised + want.units;
+            opened[want.key_number] := opened[want.key_number] + 1;
+            deadline_us := least(want.life, want.span);
+            expiry := moment + deadline_us * interval '1 us';
+            key_deadline[want.key_number] := least(key_deadline[want.key_number], expiry);
+            row_deadline := least(row_deadline, expiry);
+        END IF;
+        available := want.available_request;
+        held := want.held_request + raised;
+        RETURN NEXT;
+    END LOOP;
+
+    WITH made AS (
+        INSERT INTO pandora.reservations (id, environment_id, service_id, api_key, start_point, flow, units, period,
+                                          request_time, expires_at, deadline_max)
+        SELECT w.id, w.environment, w.service, w.key, w.request, w.flow, w.units, w.period,
+               moment, moment + least(w.life, w.span) * interval '1 us', moment + w.span * interval '1 us'
+          FROM unnest(ids, requests, keys, environments, services, flows, units, lives, spans, granted)
+               AS w (id, request, key, environment, service, flow, units, life, span, period)
+         WHERE w.period IS NOT NULL
+        ON CONFLICT DO NOTHING
+        RETURNING environment_id, service_id, units, period)
+    UPDATE pandora.environment_service e SET held_request = e.held_request + s.units
+      FROM (SELECT m.environment_id, m.service_id, m.period, sum(m.units)::bigint AS units FROM made m GROUP BY 1, 2, 3) s
+     WHERE e.environment_id = s.environment_id AND e.service_id = s.service_id AND e.period = s.period;
+END
+$$;
+
 -- Hops of open flows: steps, and the claim of the hop that would finish.  A claim keeps others from finishing,
 -- and the sweeper away, until its deadline, which is soon: said again while the hop is on its way, it is renewed.
 --   positions   place of the hop in the declared order, which is tested where it counts (ordered): the last step
@@ -36,9 +170,6 @@ CREATE OR REPLACE TRIGGER recall_leases AFTER UPDATE OF max_request ON pandora.e
 -- Verdicts: passed (also said again) · repeated: the step of `first_request`, which got `first_status`, was sent
 -- again · finishing · order · hops · foreign: the route is not of this flow · committed · rolled_back · expired ·
 -- unknown.  Units that an ended flow was charged are in `units`.
---
--- Flows are looked for by id alone, and only then asked whose they are: to a plan that is made while the tables are small, an
--- index that begins with the environment is as good as the one by id, and it would read all that the environment has.
 CREATE OR REPLACE FUNCTION pandora.flow_advance(
     ids text[], requests text[], environments bigint[], flows text[], finishes boolean[], positions bigint[],
     ordered boolean[], hop_limits bigint[], lives bigint[], hop_keys text[])
@@ -89,7 +220,8 @@ BEGIN
                step = CASE WHEN j.finish THEN r.step ELSE j.position END,
                state = CASE WHEN j.finish THEN 'finishing' ELSE 'open' END,
                finishing_hop = CASE WHEN j.finish THEN j.request END
-          FROM judged j WHERE (j.verdict = 'passed' OR j.verdict = 'again' AND j.finish) AND r.id = j.id),
+          FROM judged j
+         WHERE (j.verdict = 'passed' OR j.verdict = 'again' AND j.finish) AND r.id = j.id AND r.id = ANY (ids)),
     noted AS (
         INSERT INTO pandora.flow_hop (reservation_id, idempotency_key, request_id)
         SELECT j.id, j.hop_key, j.request FROM judged j
