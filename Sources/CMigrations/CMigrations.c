@@ -52,6 +52,9 @@ static const unsigned char m0015[] = {
 static const unsigned char m0016[] = {
 #embed "../../migrations/0016_lighten_traffic.sql"
 };
+static const unsigned char m0017[] = {
+#embed "../../migrations/0017_share_retention.sql"
+};
 
 struct migration {
     const char *name;
@@ -76,6 +79,7 @@ static const struct migration migrations[] = {
     {"0014_settle_corners.sql", m0014, sizeof m0014},
     {"0015_weigh_witnesses.sql", m0015, sizeof m0015},
     {"0016_lighten_traffic.sql", m0016, sizeof m0016},
+    {"0017_share_retention.sql", m0017, sizeof m0017},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

@@ -51,7 +51,8 @@ public struct SweepSession: Sendable {
         count(Self.partitions, parameters, done)
     }
 
-    /// Drops the log's partitions of days that ended `keep` microseconds ago or earlier.  Returns how many.
+    /// Drops the log's oldest partitions, of days that ended `keep` microseconds ago or earlier.  Returns how many; 0: there are
+    /// no more, or somebody else is at it.
     public func dropPartitions(keep: Int64, _ done: @escaping (Result<Int64, PostgresError>) -> Void) {
         var parameters = Parameters()
         parameters.append(keep)

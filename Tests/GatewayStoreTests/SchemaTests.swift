@@ -271,6 +271,17 @@ import Testing
         }
     }
 
+    @Test func oneAtATimeDropsDaysAndNotTooManyAtOnce() async throws {
+        try await withStore { store in
+            try await store.run("SELECT ensure_log_partition(date '2024-01-01' + n) FROM generate_series(0, 39) AS n")
+            let drop = "SELECT drop_log_partitions('2024-03-01Z')"
+            // Somebody else has begun: nobody waits, nothing fails.
+            #expect(try await store.answer(to: drop, amid: drop) == ["0"])
+            #expect(try await store.run(drop) == ["10"])
+            #expect(try await store.run(drop) == ["0"])
+        }
+    }
+
     @Test func theLogRefersToNothingButExplainsItself() async throws {
         try await withStore { store async throws in
             #expect(

@@ -93,7 +93,7 @@ public final class Sweeper {
         switch result {
         case .success(let count):
             done[job, default: 0] += count
-            isMore = job == .resets && count > 0 || job == .flows && count >= Int64(settings.rows)
+            isMore = (job == .resets || job == .retention) && count > 0 || job == .flows && count >= Int64(settings.rows)
         case .failure(let error):
             if !isStopped { onError?(job, error) }
         }

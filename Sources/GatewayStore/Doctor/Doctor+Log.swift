@@ -18,7 +18,7 @@ extension Doctor {
                     .log, at: row.string(0),
                     "hops in the log charged \(logged) units\(beside), but the ledger has \(booked)",
                     hint: booked > logged
-                        ? "rows of the log are missing"
+                        ? "rows of the log are missing, or came so late that log.keep has dropped their day"
                         : "rows of the ledger are missing, or somebody wrote to the log",
                     .init("log", logged), .init("ledger", booked))
             }),

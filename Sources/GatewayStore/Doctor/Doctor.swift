@@ -68,7 +68,7 @@ public struct Doctor: Sendable {
         let found = question.findings(rows)
         guard rows.count >= namesMax, let last = found.last else { return found }
         return found + [
-            Finding(last.check, isNote: true, "no more than \(namesMax) of this kind are named; there may be more")
+            Finding(last.check, isNote: true, "no more than \(namesMax) places are named; there may be more of this kind")
         ]
     }
 
