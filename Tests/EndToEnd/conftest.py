@@ -104,7 +104,7 @@ def configuration(services, **boot):
         "limited": {"service": "limited"},
     }
     return {
-        "workers": 2, "log": {"batch_time": "20ms"}, **boot,
+        "workers": 2, "log": {"batch_time": "20ms"}, "keys": {"negative_time": "1h"}, **boot,
         "upstreams": {
             "nginx": {"targets": [local(services.nginx.port)]},
             "httpbin": {"targets": [local(services.httpbin.port)]},

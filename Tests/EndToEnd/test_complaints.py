@@ -19,8 +19,8 @@ Those that another test proves already:
     C32  everyDayHasItsPartitionAndTheRestIsCaught
     C35  test_the_hops_of_a_flow_are_one_chain_over_two_gateways, test_forged_and_foreign_start_points_are_refused
     C37  test_limits_are_edited_under_traffic, whatIsUsedIsWhatTheLedgerExplains
-    C38  test_units_reported_while_postgresql_is_away_are_charged_later, test_raised_limit_serves_at_once
-    C39  test_raised_limit_serves_at_once, test_limits_are_edited_under_traffic
+    C38  test_units_reported_while_postgresql_is_away_are_charged_later, test_raised_limit_serves
+    C39  test_raised_limit_serves, test_limits_are_edited_under_traffic
     C40  aFloodOfRefusalsIsCountedInFewRows, test_twenty_units_and_sixty_requests_at_once
     C41  theNextBoundary, noBoundaryIsSteppedOver
     C43  test_failures_give_their_unit_back, test_route_may_charge_failures_and_several_units

@@ -88,7 +88,7 @@ def test_key_in_the_query_where_the_route_takes_it(gateway, key, log):
     refused(log, other, 400, "KEY_CONFLICT", unauthorized=False)
 
 
-def test_disabled_key_is_refused_at_once(gateway, tenants, environment, log):
+def test_disabled_key_is_refused(gateway, tenants, environment, log):
     secret = tenants.add_key(environment)
     with Wire(gateway.port) as wire:
         assert wire.send(request("GET", "/echo", key=secret)).read().status == 200

@@ -138,7 +138,7 @@ def test_what_an_answer_does_not_cost_is_free_before_it_ends(gateway, tenants, r
     kit.eventually(lambda: log.quota(environment, "orders") == [5, 0, 0, 5], what="the books agree")
 
 
-def test_raised_limit_serves_at_once(gateway, tenants, log):
+def test_raised_limit_serves(gateway, tenants, log):
     environment = tenants.environment(orders=1)
     tenants.sql(f"UPDATE pandora.project_service SET max_request = 5 WHERE project_id = {environment.project_id}")
     assert [ask(gateway.port, "GET", "/echo", key=environment.key).status for _ in range(2)] == [200, 429]
