@@ -235,3 +235,13 @@ BEGIN
       FROM judged j ORDER BY j.ordinal;
 END
 $$;
+
+-- What a step was answered, for the one who sends it again; of several answers of one step the last.
+CREATE OR REPLACE FUNCTION pandora.flow_note(ids text[], hop_keys text[], statuses smallint[]) RETURNS void
+LANGUAGE sql VOLATILE AS $$
+    UPDATE pandora.flow_hop h SET status_code = n.status
+      FROM (SELECT DISTINCT ON (w.id, w.hop_key) w.*
+              FROM unnest(ids, hop_keys, statuses) WITH ORDINALITY AS w (id, hop_key, status, position)
+             ORDER BY w.id, w.hop_key, w.position DESC) AS n
+     WHERE h.reservation_id = n.id AND h.idempotency_key = n.hop_key
+$$;
