@@ -152,7 +152,7 @@ def test_c15_d12_requests_cost_no_round_trip_of_their_own(site):
     """The ancestor asked its database seven times for each request, others a counter in Redis once."""
     environment, log = site.tenants.environment(orders=1_000_000), site.postgres.directory / "log"
     site.heard()
-    since, began = log.stat().st_size, time.monotonic()
+    since = log.stat().st_size
     with Wire(site.gateway.port) as wire:
         for _ in range(1000):
             assert wire.send(request("GET", "/say", key=environment.key)).read().status == 200
@@ -163,8 +163,7 @@ def test_c15_d12_requests_cost_no_round_trip_of_their_own(site):
     asked = collections.Counter(name for name in re.findall(r"execute (\w+)_\d+: ", told.decode())
                                 if not name.startswith(("ship_", "sweep_", "listen_")))
     assert {"key_entry", "lease_ask"} <= set(asked), "the log of PostgreSQL tells what was asked"
-    # Leases are asked for ten times a second at most: a slow machine has more of that, and still none of a request's own.
-    assert asked.total() <= min(500, 100 + 20 * (time.monotonic() - began)), asked
+    assert asked.total() <= 100, asked
 
 
 def test_c17_a_valid_key_is_never_unauthorized_while_postgresql_is_away(site):
