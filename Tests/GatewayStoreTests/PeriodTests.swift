@@ -79,7 +79,7 @@ import Testing
     ])
     func noBoundaryIsSteppedOver(_ zone: String, _ year: Int) async throws {
         try await withStore { store in
-            let wrong = try await store.run(
+            let found = try await store.run(
                 """
                 WITH f (frequency, days) AS (VALUES ('daily', 1), ('weekly', 7), ('biweekly', 14), ('monthly', 31)),
                     found AS (
@@ -89,14 +89,17 @@ import Testing
                                LATERAL (SELECT (date '\(year)-01-01' - anchor::date) / days AS first) AS start,
                                generate_series(first, first + 731 / days) AS k),
                     boundaries AS (
-                        SELECT *, lead(boundary) OVER (PARTITION BY frequency, anchor ORDER BY boundary) AS following FROM found)
-                SELECT frequency, anchor, moment FROM boundaries, unnest('{-1 h, -1 us, 0, 1 us, 1 h}'::interval[]) AS distance,
-                       LATERAL (SELECT boundary + distance AS moment) AS asked
-                 WHERE following IS NOT NULL
-                   AND next_boundary(anchor, frequency, '\(zone)', moment)
-                       IS DISTINCT FROM CASE WHEN distance < '0' THEN boundary ELSE following END
+                        SELECT *, lead(boundary) OVER (PARTITION BY frequency, anchor ORDER BY boundary) AS following FROM found),
+                    answers AS (
+                        SELECT format('%s from %s at %s', frequency, anchor, moment) AS question,
+                               next_boundary(anchor, frequency, '\(zone)', moment)
+                               IS DISTINCT FROM CASE WHEN distance < '0' THEN boundary ELSE following END AS is_wrong
+                          FROM boundaries, unnest('{-1 h, -1 us, 0, 1 us, 1 h}'::interval[]) AS distance,
+                               LATERAL (SELECT boundary + distance AS moment) AS asked
+                         WHERE following IS NOT NULL)
+                SELECT count(*) > 15000, string_agg(question, '; ') FILTER (WHERE is_wrong) FROM answers
                 """)
-            #expect(wrong == [])
+            #expect(found == ["t|"])
         }
     }
 
