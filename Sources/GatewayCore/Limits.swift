@@ -47,6 +47,8 @@ public enum Limits {
     public static let leaseUse = Duration.seconds(10)
     /// A silent node's lease is written off after it.
     public static let leaseLostAfter = Duration.seconds(600)
+    /// How long a request waits for units that other holders may give back before it is refused as held.
+    public static let recallWait = Duration.milliseconds(100)
     /// Units that one request or flow may cost.
     public static let units: ClosedRange<Int> = 0...1_000_000_000_000
 

@@ -104,7 +104,9 @@ def configuration(services, **boot):
         "limited": {"service": "limited"},
     }
     return {
-        "workers": 2, "log": {"batch_time": "20ms"}, "keys": {"negative_time": "1h"}, **boot,
+        "workers": 2, "log": {"batch_time": "20ms"}, "keys": {"negative_time": "1h"},
+        # Whoever holds a unit and stands still may give it back when it runs again.
+        "quota": {"recall_wait": "1s"}, **boot,
         "upstreams": {
             "nginx": {"targets": [local(services.nginx.port)]},
             "httpbin": {"targets": [local(services.httpbin.port)]},

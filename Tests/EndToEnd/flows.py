@@ -23,7 +23,9 @@ def configuration(services, flows, service="orders", upstream=None, **boot):
         start, *steps, finish = (f"{name}-{place}" for place in places)
         declared[name] = {"start": start, "steps": steps, "finish": finish, **own}
     return {
-        "workers": 2, "log": {"batch_time": "20ms"}, **boot,
+        "workers": 2, "log": {"batch_time": "20ms"},
+        # Whoever holds a unit and stands still may give it back when it runs again.
+        "quota": {"recall_wait": "1s"}, **boot,
         "upstreams": {
             "raw": {"targets": [upstream or f"127.0.0.1:{services.raw.port}"]},
             "refused": {"targets": [f"127.0.0.1:{services.refusing.port}"]},

@@ -227,7 +227,7 @@ def expect_balanced(binary, postgres, told, upstream, killed, edited=0):
 def burn(binary, services, directory, seconds, count, **options):
     """Load and chaos for so long, then the books."""
     upstream = ScriptedUpstream()
-    site = Site(binary, services, directory, configuration(services, upstream=f"127.0.0.1:{upstream.port}"), nodes=3)
+    site = Site(binary, services, directory, configuration(services, upstream=f"127.0.0.1:{upstream.port}", quota={}), nodes=3)
     try:
         command = kit.Pandora(binary, site.postgres.url())
         environments = [site.tenants.environment(orders=limit) for limit in (200, 2_000, 20_000, None)]
@@ -310,7 +310,8 @@ class Crowd:
 def three(binary, services, tmp_path_factory):
     """Three nodes before a quick upstream. A flow that expired would leave its units to another."""
     upstream = f"127.0.0.1:{services.nginx.port}"
-    site = Site(binary, services, tmp_path_factory.mktemp("three"), configuration(services, PATIENT, upstream=upstream), nodes=3)
+    settings = configuration(services, PATIENT, upstream=upstream, quota={"recall_wait": "1s"})
+    site = Site(binary, services, tmp_path_factory.mktemp("three"), settings, nodes=3)
     yield site
     site.remove()
 

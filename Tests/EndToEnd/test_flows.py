@@ -489,6 +489,19 @@ def test_held_by_flows_is_not_used_up(port, tenants, log):
     kit.eventually(lambda: log.quota(environment, "orders") == [2, 0, 0, 2])
 
 
+def test_a_start_waits_for_the_units_of_requests_in_progress(gateways, tenants, raw, log):
+    environment = tenants.environment(orders=1)
+    with Wire(gateways[1].port) as wire:
+        wire.send(request("GET", "/say?status=500&hold=in-progress", key=environment.key))
+        kit.eventually(lambda: raw.seen("hold=in-progress"), what="it is upstream")
+        answer = refused(Flow(gateways[0].port, environment.key).start(), 429, "QUOTA_HELD")
+        assert answer["retry-after"] == "1" and log.row(answer.id)["duration_us"] >= 1_000_000, "recall_wait of these nodes"
+        raw.release("in-progress")
+        assert wire.read().status == 500
+    assert state(started(gateways[0].port, environment.key).finish()) == "committed"
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 0, 0, 1])
+
+
 def test_a_flow_gets_the_units_that_idle_leases_have(port, tenants, log):
     environment = tenants.environment(orders=40)
     for _ in range(20):

@@ -28,7 +28,7 @@ def site(binary, postgres, services, tmp_path_factory):
     url, nodes = postgres.url("operators"), []
 
     def node(name, **boot):
-        nodes.append(kit.Gateway(name, binary, flows.configuration(services, FLOWS, **boot), tmp_path_factory.mktemp(name), url))
+        nodes.append(kit.Gateway(name, binary, flows.configuration(services, FLOWS, quota={}, **boot), tmp_path_factory.mktemp(name), url))
         return nodes[-1]
 
     one = types.SimpleNamespace(

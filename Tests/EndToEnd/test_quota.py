@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import re
+import signal
+import time
 
 import pytest
 
@@ -125,8 +127,14 @@ def test_missing_reports_are_told_to_the_operator(gateway, tenants):
     assert (said["level"], said["route"], said["upstream"]) == ("warning", "reported", "raw")
 
 
-def test_what_an_answer_does_not_cost_is_free_before_it_ends(gateway, tenants, raw, log):
-    environment = tenants.environment(orders=5)
+@pytest.fixture(scope="module")
+def hurried(make_gateway):
+    """Waits for the units of others no longer than by default."""
+    return make_gateway("hurried", quota={})
+
+
+def test_what_an_answer_does_not_cost_is_free_before_it_ends(hurried, tenants, raw, log):
+    gateway, environment = hurried, tenants.environment(orders=5)
     with Wire(gateway.port) as wire:  # One connection is one worker; the other one has to recall what this one holds.
         wire.send(request("GET", "/say?units=1&gate=streaming", host="reported.test", key=environment.key))
         kit.eventually(lambda: raw.seen("gate=streaming"), what="it is upstream")
@@ -155,3 +163,41 @@ def test_two_gateways_share_what_there_is(gateway, make_gateway, tenants, log):
         answers = sum(both.map(lambda node: at_once(node, environment, 50), (gateway, other)), [])
     assert [sum(answer.status == status for answer in answers) for status in (200, 429)] == [50, 50]
     kit.eventually(lambda: log.quota(environment, "orders") == [50, 0, 0, 50])
+
+
+@pytest.fixture(scope="module")
+def holder(make_gateway):
+    """Takes units that others want."""
+    return make_gateway("holder", workers=1)
+
+
+def test_an_idle_unit_of_another_node_is_fetched(hurried, holder, tenants, log):
+    def fetched():
+        environment = tenants.environment(orders=1)
+        assert ask(holder.port, "GET", "/raw/error", key=environment.key).status == 500
+        answer = ask(hurried.port, "GET", "/echo", key=environment.key)
+        return answer.status == 200 and log.row(answer.id)["duration_us"] < 500_000
+
+    # Once is enough: this machine may stand still for longer than a request waits.
+    kit.eventually(fetched, what="a unit comes before its holder would give it back by itself")
+
+
+def test_the_unit_of_a_node_that_stands_still_is_waited_for(gateway, hurried, holder, tenants, raw, log):
+    """A unit is free, and who holds it cannot say so: HELD says that nothing came back within recall_wait, not that nothing is left."""
+    environment = tenants.environment(orders=1)
+    with Wire(holder.port) as failing, Wire(gateway.port) as waiting:
+        failing.send(request("GET", "/say?status=500&hold=stopped", key=environment.key))
+        kit.eventually(lambda: raw.seen("hold=stopped"), what="it is upstream")
+        holder.process.send_signal(signal.SIGSTOP)
+        try:
+            raw.release("stopped")
+            refused = ask(hurried.port, "GET", "/echo", key=environment.key)
+            waiting.send(request("GET", "/echo", key=environment.key))
+            time.sleep(0.2)  # Twice as long as the one that was refused has waited.
+        finally:
+            holder.process.send_signal(signal.SIGCONT)
+        assert failing.read().status == 500
+        assert waiting.read().status == 200
+    assert (refused.status, refused.json()["code"], refused["retry-after"]) == (429, "QUOTA_HELD", "1")
+    assert log.row(refused.id)["duration_us"] >= 100_000, "the log says how long it waited"
+    kit.eventually(lambda: log.quota(environment, "orders") == [1, 0, 0, 1], what="the books agree")

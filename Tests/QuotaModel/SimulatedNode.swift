@@ -23,6 +23,8 @@ struct SimulatedNode {
     struct Waiting {
         var want: QuotaWant
         var arrived: UInt64
+        /// By the node's clock.
+        var since: Int64
     }
     var waiting: [QuotaTicket: Waiting] = [:]
     var inFlight: [Int: QuotaHold] = [:]
@@ -81,6 +83,7 @@ enum StoreReply {
     case gaveBack(UInt64)
     case leases(UInt64, [LeaseRecord])
     case flowsTaken(UInt64, FlowTurnAnswers)
+    case refused(StoreRequest)
     case fenced
 }
 

@@ -19,7 +19,7 @@ extension Simulation {
             case .answered(let admission):
                 try conclude(node, want, nil, admission)
             case .waits(let ticket):
-                nodes[node].waiting[ticket] = SimulatedNode.Waiting(want: want, arrived: sequence)
+                nodes[node].waiting[ticket] = SimulatedNode.Waiting(want: want, arrived: sequence, since: local(node))
             }
         }
         try pump(node)
@@ -137,6 +137,9 @@ extension Simulation {
         case .answer(let ticket, let admission):
             guard let waiting = nodes[node].waiting.removeValue(forKey: ticket) else {
                 throw violation("node \(node) answered \(ticket) twice")
+            }
+            if case .refusedHeld = admission, local(node) - waiting.since < nodes[node].book.limits.recallWait {
+                throw violation("node \(node) refused \(waiting.want) before anybody had time to give back")
             }
             try conclude(node, waiting.want, waiting.arrived, admission)
         }

@@ -14,7 +14,8 @@ extension Simulation {
     func execute(_ node: Int, _ life: Int, _ holder: SpoolHolder, _ connection: Int, _ request: StoreRequest) {
         let isCurrent = nodes[node].connection == connection && nodes[node].life == life
         guard isCurrent || random.chance(2), storeDownUntil <= now, connection > lastConnectionLost else { return }
-        var reply = carryOut(holder, request)
+        // A statement that the server refuses has no effect, and the connection stands.
+        var reply = random.chance(200) ? .refused(request) : carryOut(holder, request)
         // Said twice; the second answer is the one that gets through.
         if random.chance(40) { reply = carryOut(holder, request) }
         noteLimits()
@@ -63,11 +64,26 @@ extension Simulation {
                 nodes[node].flowEvidence[start.id] = reply
             }
             nodes[node].flows.answered(number, answers, now: time)
+        case .refused(let request):
+            refuse(node, request, time)
         case .fenced:
             nodes[node].book.fenced(now: time)
             return try fenced(node)
         }
         try pump(node)
+    }
+
+    private func refuse(_ node: Int, _ request: StoreRequest, _ time: Int64) {
+        switch request {
+        case .ask(let number, _):
+            nodes[node].askSent[number] = nil
+            nodes[node].book.askFailed(number, now: time)
+        case .giveBack(let number, _): nodes[node].book.gaveBack(number, ok: false, now: time)
+        case .read(let number): nodes[node].book.readFailed(number, now: time)
+        case .takeFlows(let number, _):
+            nodes[node].flowStarts[number] = nil
+            nodes[node].flows.failed(number, now: time)
+        }
     }
 
     private static func evidence(_ sent: UInt64, _ answer: LeaseAnswer) -> SimulatedNode.Evidence {

@@ -42,5 +42,13 @@ extension LeaseLimits {
     init(_ quota: QuotaSettings) {
         self.init()
         useFor = quota.leaseUse.wholeMicroseconds
+        recallWait = quota.recallWait.wholeMicroseconds
+    }
+}
+
+extension FlowLimits {
+    init(_ quota: QuotaSettings) {
+        self.init()
+        recallWait = quota.recallWait.wholeMicroseconds
     }
 }

@@ -81,7 +81,7 @@ final class Worker: TurnHook, @unchecked Sendable {
         database = PostgresClient(parts.database, role: .pipeline, on: reactor)
         keys = KeyResolver(on: reactor, session: KeySession(database), limits: KeyCache.Limits(boot.keys))
         quota = QuotaKeeper(on: reactor, limits: LeaseLimits(boot.quota))
-        flows = FlowKeeper(on: reactor)
+        flows = FlowKeeper(on: reactor, limits: FlowLimits(boot.quota))
         traffic = TrafficTable(parts.traffic, limits: boot.limits, addresses: addresses, seed: index)
         reactor.addTurnHook(.flush, self)
         flows.begin(FlowSession(database))

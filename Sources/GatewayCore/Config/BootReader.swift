@@ -27,6 +27,7 @@ extension ConfigurationReader {
         top.section("quota") { section in
             section.duration("lease_use", from: .milliseconds(100), to: .seconds(300)) { boot.quota.leaseUse = $0 }
             section.duration("lost_after", from: .seconds(10)) { boot.quota.lostAfter = $0 }
+            section.duration("recall_wait", from: .milliseconds(10), to: .seconds(1)) { boot.quota.recallWait = $0 }
         }
         top.section("log") { section in
             section.choice("level") { boot.log.level = $0 }

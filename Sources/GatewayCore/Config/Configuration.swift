@@ -99,6 +99,7 @@ public struct KeySettings: Sendable, Equatable {
 public struct QuotaSettings: Sendable, Equatable {
     public var leaseUse = Limits.leaseUse
     public var lostAfter = Limits.leaseLostAfter
+    public var recallWait = Limits.recallWait
 
     public init() {}
 }

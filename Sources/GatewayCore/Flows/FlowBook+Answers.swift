@@ -24,7 +24,7 @@ extension FlowBook {
                 actions.append(.answerStart(ticket, answer(waiter.request, reply)))
             }
         }
-        starts.putBack(again)
+        starts.askAgain(again)
     }
 
     private mutating func answer(_ start: FlowStart, _ reply: FlowStartReply) -> FlowStartAnswer {
@@ -67,9 +67,10 @@ extension FlowBook {
         if let left = numbers.resetIn, left <= 0 { return true }
         let start = waiter.request
         guard let available = numbers.available, leased > 0, available >= start.units else { return false }
-        let deniedAt = waiter.deniedAt ?? now
-        guard now - deniedAt < limits.recallWait else { return false }
-        waiter.deniedAt = deniedAt
+        // As the leases do: see ``LeaseLimits/recallWait``.
+        if waiter.isDenied, waiter.recallHeardAt == nil { waiter.recallHeardAt = now }
+        waiter.isDenied = true
+        if let heardAt = waiter.recallHeardAt, let sentAt = waiter.sentAt, sentAt - heardAt >= limits.recallWait { return false }
         waiter.askAt = now + limits.recallAskInterval
         if now >= recalledAt[start.row] ?? .min {
             if recalledAt.count >= limits.rowsPerTurn { recalledAt.removeAll { $0.value <= now } }

@@ -260,14 +260,14 @@ public struct FlowBook {
     private mutating func endLongWaits(_ now: Int64) {
         for waiter in starts.giveUp(now) {
             if let ticket = waiter.ticket { actions.append(.answerStart(ticket, unavailable())) }
-            if waiter.wasSent { undo(waiter.request, now) }
+            if waiter.sentAt != nil { undo(waiter.request, now) }
         }
         for waiter in hops.giveUp(now) {
             // A renewal is followed by the next one.
             guard let ticket = waiter.ticket else { continue }
             counters.unavailable += 1
             actions.append(.answerHop(ticket, .unavailable(retryAfter: limits.retryAfterOutage)))
-            if waiter.wasSent, waiter.request.isFinish { undo(waiter.request, now) }
+            if waiter.sentAt != nil, waiter.request.isFinish { undo(waiter.request, now) }
         }
         for waiter in orders.giveUp(now) {
             guard let ticket = waiter.ticket else { continue }

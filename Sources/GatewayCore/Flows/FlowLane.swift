@@ -8,10 +8,12 @@ struct FlowLane<Request: FlowRequest> {
         let until: Int64
         /// Not asked before.
         var askAt: Int64 = .min
-        /// Whether the store may have heard it.
-        var wasSent = false
-        /// When units were first said to be short although a recall may bring some.
-        var deniedAt: Int64?
+        /// When it last went to the store; nil: the store cannot have heard it.
+        var sentAt: Int64?
+        /// Units were said to be short; a recall that may bring some is on its way.
+        var isDenied = false
+        /// When they were said to be so again: others had been asked for theirs by then.
+        var recallHeardAt: Int64?
     }
 
     private(set) var waiting: [Waiter] = []
@@ -44,7 +46,7 @@ struct FlowLane<Request: FlowRequest> {
                 break
             }
             if waiting[index].askAt <= now, flows.insert(waiting[index].request.id).inserted {
-                waiting[index].wasSent = true
+                waiting[index].sentAt = now
                 chosen.append(waiting[index])
             } else {
                 kept.append(waiting[index])
@@ -67,6 +69,11 @@ struct FlowLane<Request: FlowRequest> {
         waiting.insert(contentsOf: waiters, at: 0)
         count += waiters.count
         for waiter in waiters { firstEnd = min(firstEnd, waiter.until) }
+    }
+
+    /// These are asked again in their turn, after all that wait: they do not keep others from being asked at all.
+    mutating func askAgain(_ waiters: [Waiter]) {
+        for waiter in waiters { add(waiter) }
     }
 
     /// The turn failed, or its connection: whether it had an effect shows when it is said again.

@@ -1,6 +1,7 @@
 /// The numbers of a ``FlowBook``.  Times are microseconds.
 public struct FlowLimits: Sendable, Equatable {
-    /// How long a start, a step or a claim waits for the store before it is refused as unavailable.
+    /// How long a start, a step or a claim waits for the store before it is refused as unavailable; longer than
+    /// ``recallWait``.
     public var waitMax: Int64 = 2_000_000
     /// How long an answer waits for its settlement before it goes out as pending.
     public var settleMax: Int64 = 2_000_000
@@ -9,8 +10,9 @@ public struct FlowLimits: Sendable, Equatable {
     /// What a request that gave up waiting may have left in the store is taken back, and tried for so long; after
     /// that the flow's deadline does it.
     public var undoMax: Int64 = 60_000_000
-    /// How long a start waits for what a recall of leases brings before it is refused as held.
-    public var recallWait: Int64 = 100_000
+    /// How long a start waits for what a recall of leases brings: it is refused as held by the answer to a question that
+    /// was sent so long after the recall had reached the store.
+    public var recallWait = Limits.recallWait.wholeMicroseconds
     /// Least time between two questions while only a recall is waited for, and between two recalls of a row.
     public var recallAskInterval: Int64 = 10_000
     public var recallInterval: Int64 = 50_000

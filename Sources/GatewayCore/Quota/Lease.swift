@@ -59,8 +59,11 @@ struct QuotaWaiter {
     let units: Int64
     let outage: OutageRule
     let since: Int64
-    /// When an answer to a question asked after its arrival first said that units are held elsewhere.
-    var deniedAt: Int64?
+    /// An answer to a question asked after its arrival said that units are held elsewhere; a recall is on its way.
+    var isDenied = false
+    /// When the next answer said so: its question was sent after the recall, over the same connection, so others have
+    /// been asked for units by then.
+    var recallHeardAt: Int64?
 }
 
 /// What a worker knows of one row.
@@ -88,6 +91,8 @@ struct LeaseShelf {
     /// The next question about this row is not asked before.
     var askAt: Int64 = .min
     var recalledAt: Int64 = .min
+    /// Another holder recalled units and may still wait for them.
+    var wantedUntil: Int64 = .min
     var aheadAt: Int64 = .min
     var lastTraffic: Int64 = 0
 

@@ -105,8 +105,14 @@ extension LeaseBook {
                 return .refusedUsedUp(
                     retryAfter: view.resetSeconds.map { max(1, $0) } ?? book.limits.retryAfterNeverReset, view)
             }
-            if waiter.deniedAt == nil { waiter.deniedAt = now }
-            guard now - waiter.deniedAt! >= book.limits.recallWait else { return nil }
+            guard waiter.isDenied else {
+                waiter.isDenied = true
+                return nil
+            }
+            let heardAt = waiter.recallHeardAt ?? now
+            waiter.recallHeardAt = heardAt
+            // Until the question, not until the answer: one that travelled for long tells of a moment long ago.
+            guard asked.sentAt - heardAt >= book.limits.recallWait else { return nil }
             book.counters.refusedHeld += 1
             return .refusedHeld(retryAfter: retryHeld, view)
         }
@@ -142,11 +148,18 @@ extension LeaseBook {
 
     // MARK: - Returns and recalls
 
-    /// Another holder waits for units of the row: the idle ones go back.
+    /// Another holder waits for units of the row: the idle ones go back, and those of requests that end before it would
+    /// recall again.
     public mutating func recalled(_ row: QuotaRow, now: Int64) {
-        guard let slot = slotOfRow[row], shelves[slot].lease?.returnIdle() == true else { return }
+        guard let slot = slotOfRow[row], shelves[slot].lease != nil else { return }
+        shelves[slot].wantedUntil = now + limits.recallInterval
         keepWarm(slot, now)
-        isDue = true
+        answerRecall(slot)
+    }
+
+    /// While the store is away idle units are all there is to serve from, and could not go back.
+    mutating func answerRecall(_ slot: Int) {
+        if link == .ready, shelves[slot].lease?.returnIdle() == true { isDue = true }
     }
 
     /// The store took a return (`ok`), or the statement failed while the connection stands.

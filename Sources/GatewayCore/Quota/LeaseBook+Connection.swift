@@ -82,6 +82,9 @@ extension LeaseBook {
         nextNumber += 1
     }
 
+    /// Also where the first read of a connection failed: nothing is asked before one succeeded.
+    var mayRead: Bool { link == .ready || link == .reading }
+
     mutating func scheduleRead(_ now: Int64) {
         readAt.append(now + limits.retryInterval)
         readAt.sort()

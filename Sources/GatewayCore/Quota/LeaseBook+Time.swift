@@ -5,7 +5,7 @@ extension LeaseBook {
         isDue = false
         endLongWaits(now)
         scanWarm(now)
-        if link == .ready, let first = readAt.first, first <= now {
+        if mayRead, let first = readAt.first, first <= now {
             readAt.removeFirst()
             read()
         }
@@ -163,10 +163,8 @@ extension LeaseBook {
         }
         if link == .ready, question == nil, !aheadSlots.isEmpty { next = min(next, askNotBefore) }
         next = min(next, scanAt)
-        if link == .ready {
-            if let first = readAt.first { next = min(next, first) }
-            if returnInFlight == nil, returnNotBefore > now { next = min(next, returnNotBefore) }
-        }
+        if mayRead, let first = readAt.first { next = min(next, first) }
+        if link == .ready, returnInFlight == nil, returnNotBefore > now { next = min(next, returnNotBefore) }
         return next == .max ? nil : next
     }
 }

@@ -132,7 +132,7 @@ public struct LeaseBook {
         let ticket = QuotaTicket(number: nextTicket)
         nextTicket += 1
         shelves[slot].waiters.append(
-            QuotaWaiter(ticket: ticket, units: want.units, outage: want.outage, since: now, deniedAt: nil))
+            QuotaWaiter(ticket: ticket, units: want.units, outage: want.outage, since: now))
         shelves[slot].waitingUnits += want.units
         shelves[slot].askAt = now
         waiting += 1
@@ -184,6 +184,7 @@ public struct LeaseBook {
     private mutating func unitsCameBack(_ slot: Int, _ now: Int64) {
         serve(slot, now)
         keepWarm(slot, now)
+        if now < shelves[slot].wantedUntil { answerRecall(slot) }
         if !shelves[slot].past.isEmpty || isClosing || !actions.isEmpty { isDue = true }
     }
 

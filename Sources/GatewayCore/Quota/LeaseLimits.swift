@@ -10,9 +10,10 @@ public struct LeaseLimits: Sendable, Equatable {
     public var recallAskInterval: Int64 = 10_000
     /// Least time between two recalls of one row.
     public var recallInterval: Int64 = 50_000
-    /// How long a request waits for what a recall brings before it is refused as held.
-    public var recallWait: Int64 = 100_000
-    /// How long a request waits altogether before it is answered as in an outage.
+    /// How long a request waits for what a recall brings: it is refused as held by the answer to a question that was
+    /// sent so long after the recall had reached the store.
+    public var recallWait = Limits.recallWait.wholeMicroseconds
+    /// How long a request waits altogether before it is answered as in an outage; longer than ``recallWait``.
     public var waitMax: Int64 = 2_000_000
     /// How long the store may take to answer a question; the connection is given up after it.
     public var answerMax: Int64 = 2_000_000

@@ -162,6 +162,7 @@ private func parsed(_ text: String, variables: [String: String] = [:]) throws ->
         ("drain: 10 s", "f:6:8: error: drain: ' s' is no unit of time; use us, ms, s, m, h or d"),
         ("drain: soon", "f:6:8: error: drain: expected a duration such as 250ms, 10s or 5m, found 'soon'"),
         ("drain: 2h", "f:6:8: error: drain must be between 0s and 1h, found '2h'"),
+        ("quota: {recall_wait: 2s}", "f:6:22: error: quota.recall_wait must be between 10ms and 1s, found '2s'"),
         ("drain: 9999999999999d", "f:6:8: error: drain: '9999999999999d' is too long"),
         ("spool: {size: 10}", "f:6:15: error: spool.size: a size needs a unit; did you mean '10B'?"),
         ("spool: {size: 10GB}", "f:6:15: error: spool.size: 'GB' is no unit of size; use B, KiB, MiB, GiB or TiB; did you mean '10GiB'?"),

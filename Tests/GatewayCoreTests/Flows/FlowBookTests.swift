@@ -109,9 +109,57 @@ import Testing
             desk.talk(to: &store)
             desk.wait(10_000)
         }
+        #expect(desk.starts[ticket] == nil, "the recall reached the store a hundred milliseconds ago, but nobody asked since")
         desk.talk(to: &store)
         guard case .held(1, _) = desk.starts[ticket] else { Issue.record("\(desk.starts)"); return }
         #expect(desk.recalls.count <= 3 && desk.book.counters.turns <= 12)
+    }
+
+    @Test func anAnswerThatTravelledForLongRefusesNoStart() throws {
+        var fixture = FlowFixture(units: 8)
+        var store = fixture.store(10)
+        var holder = LeaseDesk(&store)
+        holder.admit(QuotaWant(environmentID: 1, serviceID: 1, units: 3, limited: true, outage: .deny))
+        holder.talk(to: &store)
+        let hold = try #require(holder.answers[0].admission.hold)
+        let desk = FlowDesk(store)
+        let ticket = try #require(desk.start(fixture.start()))
+        for _ in 0..<2 {
+            desk.talk(to: &store)
+            desk.wait(10_000)
+        }
+        // The recall is ten milliseconds old; the store answers at once, and this process stands still.
+        guard case .turn(let number, let turn) = desk.outbox.removeFirst() else { fatalError("no turn") }
+        let late = store.take(turn)
+        holder.settle(hold, charge: 0)
+        holder.recalled(fixture.row)
+        holder.talk(to: &store)
+        desk.now += 500_000
+        desk.book.answered(number, late, now: desk.now)
+        desk.wait(10_000)
+        desk.talk(to: &store)
+        #expect(desk.starts[ticket]?.flow != nil)
+    }
+
+    @Test func startsThatWaitForARecallKeepNobodyFromTheStore() throws {
+        var fixture = FlowFixture(units: 8)
+        var store = fixture.store(10)
+        var holder = LeaseDesk(&store)
+        holder.admit(QuotaWant(environmentID: 1, serviceID: 1, units: 3, limited: true, outage: .deny))
+        holder.talk(to: &store)
+        var limits = FlowLimits()
+        limits.rowsPerTurn = 2
+        let desk = FlowDesk(store, limits: limits)
+        let large = (0..<4).compactMap { _ in desk.start(fixture.start()) }
+        let small = try #require(desk.start(fixture.start(units: 1)))
+        // Turns take as long as a denied start waits before it is asked again.
+        for _ in 0..<3 {
+            desk.wait(10_000)
+            let turn = desk.outbox
+            desk.outbox = []
+            for action in turn { desk.deliver(action, to: &store) }
+        }
+        #expect(desk.starts[small]?.flow != nil && large.allSatisfy { desk.starts[$0] == nil })
     }
 
     @Test func aDueResetHappensBeforeAStartIsRefused() throws {

@@ -297,7 +297,7 @@ import Testing
         let hold = try #require(try await holder.admit(1, want)[0].hold)
         let flow = FlowNode.flow(units: 99)
         var limits = FlowLimits.patient
-        limits.recallWait = 120_000_000
+        limits.recallWait = 100_000_000
         let (node, late) = (try await FlowNode(database, flow: flow, limits: limits), try await FlowNode(database, flow: flow))
         // The holder took more than it needs; it gives that back when it hears of the other's wait.
         let open = try #require(try await node.start().flow)

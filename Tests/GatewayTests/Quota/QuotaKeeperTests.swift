@@ -71,7 +71,7 @@ import Testing
         let database = try await TestDatabase.withQuota(10)
         var limits = LeaseLimits.patient
         // Nobody is refused before this test gives units back.
-        limits.recallWait = 120_000_000
+        limits.recallWait = 100_000_000
         let node = try await KeeperNode(database, limits: limits)
         var hold = try #require(try await node.admit(1, want(10))[0].hold)
         async let waiting = node.admit(1, want(6))
@@ -98,7 +98,7 @@ import Testing
         let database = try await TestDatabase.withQuota(100)
         let holder = try await KeeperNode(database, limits: .hoarding)
         var limits = LeaseLimits.patient
-        limits.recallWait = 120_000_000
+        limits.recallWait = 100_000_000
         let (other, late) = (try await KeeperNode(database, limits: limits), try await KeeperNode(database))
         let small = try #require(try await holder.admit(1, want(1))[0].hold)
         // The holder took more than it needs; it gives that back when it hears of the other's wait.
