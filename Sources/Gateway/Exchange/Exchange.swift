@@ -232,9 +232,10 @@ final class Exchange {
 
     /// The one end of every exchange: log, settle, and give the connection back.
     func conclude(_ ending: ExchangeMachine.Ending) {
-        var charged: Int64 = 0
-        if let hold = machine.hold { charged = worker.quota.settle(hold, charge: ending.charge) }
-        let isLogged = worker.log(record(ending, charged), hasPlace: hasPlace)
+        let charge = machine.hold?.charge(ending.charge) ?? 0
+        let isLogged = worker.log(record(ending, charge), hasPlace: hasPlace)
+        // Units are booked by their hop: where it is lost they go back, or they would be held until this process ends.
+        if let hold = machine.hold { worker.quota.settle(hold, charge: isLogged ? charge : 0) }
         // An answer whose hop is lost must not look complete, unless the route would rather serve than count.
         let isUnaccounted = !isLogged && attempts > 0 && plan?.route.settings.outage == .deny
         releaseFlowPlace()
