@@ -51,7 +51,7 @@ struct Dev: AsyncParsableCommand {
         } else {
             print(try home.welcome(address, key, database: home.url(cluster)))
             fflush(nil)
-            await Serve.follow(signals, node, log, file: home.configurationFile)
+            _ = await Serve.follow(signals, node, log, file: home.configurationFile)
         }
         await node.stop()
         upstream.stop()

@@ -12,7 +12,8 @@ struct Serve: AsyncParsableCommand {
         abstract: "Run a gateway node.",
         discussion: """
             SIGTERM or SIGINT ends it in order: requests in flight are answered, the log is shipped, leases go back. SIGHUP reads \
-            the file again; a file with faults changes nothing. The node's own messages go to standard error.
+            the file again; a file with faults changes nothing. The node's own messages go to standard error. Where another \
+            process has taken over its spool, it ends in order, too, and exits with 1.
             """)
 
     @Argument(help: "The configuration file.", completion: .file(extensions: ["yaml", "yml"]))
@@ -26,7 +27,13 @@ struct Serve: AsyncParsableCommand {
             throw ExitCode(1)
         }
         let signals = Signals([SIGTERM, SIGINT, SIGHUP])
-        let node = Node(configuration, database: try Self.database(url), report: { log.log($0) })
+        let node = Node(
+            configuration, database: try Self.database(url),
+            report: { event in
+                log.log(event)
+                // An end in order, but no success: whoever looks after the process starts it anew, with spools of its own.
+                if case .fenced = event { signals.tellFault() }
+            })
         do {
             try await node.start()
         } catch {
@@ -35,8 +42,9 @@ struct Serve: AsyncParsableCommand {
         }
         signals.isOrderly = true
         log.notice("ready", metadata: ["listen": "\(node.addresses.map(\.hostAndPort).joined(separator: ","))"])
-        await Self.follow(signals, node, log, file: file)
+        let signal = await Self.follow(signals, node, log, file: file)
         await node.stop()
+        if signal == Signals.fault { throw ExitCode(1) }
     }
 
     static func load(_ file: String) throws -> Configuration {
@@ -57,16 +65,17 @@ struct Serve: AsyncParsableCommand {
         }
     }
 
-    /// Reloads on SIGHUP; returns on the first other signal.
-    static func follow(_ signals: Signals, _ node: Node, _ log: Logger, file: String) async {
+    /// Reloads on SIGHUP; returns the first other signal.
+    static func follow(_ signals: Signals, _ node: Node, _ log: Logger, file: String) async -> CInt {
         for await signal in signals.received {
-            guard signal == SIGHUP else { return }
+            guard signal == SIGHUP else { return signal }
             do throws(ConfigurationErrors) {
                 node.reload(try Configuration.load(path: file).traffic)
             } catch {
                 log.log(.reloadRefused(error.description))
             }
         }
+        return SIGTERM
     }
 }
 

@@ -6,6 +6,7 @@ import Synchronization
 final class Signals: Sendable {
     /// In the order of their coming.
     let received: AsyncStream<CInt>
+    private let continuation: AsyncStream<CInt>.Continuation
     private let sources: [any DispatchSourceSignal]
     private let orderly: Atomic<Bool>
 
@@ -16,7 +17,7 @@ final class Signals: Sendable {
 
     init(_ numbers: [CInt]) {
         let (stream, continuation) = AsyncStream.makeStream(of: CInt.self)
-        received = stream
+        (received, self.continuation) = (stream, continuation)
         orderly = Atomic(false)
         sources = numbers.map { number in
             // Ignored by default, or it would end the process before the source hears of it.
@@ -31,4 +32,9 @@ final class Signals: Sendable {
             source.resume()
         }
     }
+
+    /// Not a signal, but received as one: the process has to end by itself.
+    static let fault: CInt = 0
+
+    func tellFault() { continuation.yield(Self.fault) }
 }

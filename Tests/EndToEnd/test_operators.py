@@ -301,6 +301,33 @@ def test_a_node_that_is_gone_is_forgotten_and_may_come_back(site, limited, refun
     well(site)
 
 
+def test_a_living_node_that_is_forgotten_ends_and_may_be_started_again(site, limited):
+    node = site.node("given-up", workers=1)
+    with Wire(node.port) as wire:  # What it has answered, and what is under way when it hears of it, is not lost.
+        assert wire.send(request("GET", "/say", key=limited.key)).read().status == 200
+        token = uuid.uuid4().hex
+        wire.send(request("GET", f"/say?hold={token}", key=limited.key))
+        kit.eventually(lambda: site.raw.seen(token), what="the request is upstream")
+        [spool] = [one for one in site.pandora.json("node", "list") if one["node"] == node.name]
+        site.pandora.run("node", "forget", spool["id"], "--yes")
+
+        def drains():
+            with contextlib.suppress(OSError):  # It hears of it when it ships, and listens no more.
+                ask(node.port, "GET", "/nowhere", host="nowhere.test")
+            return node.said("draining")
+
+        kit.eventually(drains, what="it drains")
+        site.raw.release(token)
+        assert wire.read().status == 200
+    assert node.process.wait(kit.PATIENCE) == 1
+    assert [one["level"] for one in node.said("this node is given up by another: it drains and ends, and may be started again")] == [
+        "critical"]
+    node.start()
+    assert ask(node.port, "GET", "/say", key=limited.key).status == 200
+    kit.eventually(lambda: site.log.quota(limited, "orders") == [3, 97, 0, 3], what="all three are booked, and nothing is held")
+    well(site)
+
+
 def test_spools_that_are_none_are_said_to_be_so(site):
     unknown = str(uuid.uuid4())
     for more in ([], ["--refund"], ["--yes"]):

@@ -81,6 +81,10 @@ final class Control: @unchecked Sendable {
         let handles = try await Self.spools(of: workers)
         try await reactor.submit { [self] in
             wire(workers)
+            shipper.onEvent = { [report] event in
+                report(.spool(event))
+                if case .fenced(let spool) = event, handles.contains(where: { $0.directory.id == spool }) { report(.fenced) }
+            }
             for handle in handles { try shipper.attach(handle) }
             shipper.adopt(root: boot.spool.directory)
             shipClient.start()
@@ -104,7 +108,6 @@ final class Control: @unchecked Sendable {
         shipClient.onStateChange = { [weak self] state in self?.shipClientChanged(state) }
         sweepClient.onStateChange = { [weak self] state in if case .ready = state { self?.sweeper.storeReady() } }
         sweeper.onError = { [report] job, error in report(.maintenanceFailed("\(job.rawValue): \(error)")) }
-        shipper.onEvent = { [report] event in report(.spool(event)) }
         shipper.onOpened = { spool, epoch in
             for worker in workers {
                 worker.reactor.execute { if worker.spool.id == spool { worker.spoolOpened(epoch: epoch) } }

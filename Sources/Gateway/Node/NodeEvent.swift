@@ -13,6 +13,8 @@ public enum NodeEvent: Sendable {
     case unitsNotReported(upstream: String, route: String, String)
     case nameFailed(name: String, String)
     case spool(Shipper.Event)
+    /// Another process has this node's spool: what it still takes is not logged, and its leases are not its own.
+    case fenced
     /// Since it was told the last time: hops that found no place in the spool, and what the disk refused.
     case logRefused(worker: Int, lost: Int64, failures: Int64)
     case maintenanceFailed(String)
@@ -32,6 +34,7 @@ public enum NodeEvent: Sendable {
         case .spool(.adopted): .info
         case .spool(.failed): .warning
         case .spool: .error
+        case .fenced: .critical
         case .draining, .reloaded: .notice
         case .drained(let complete), .shipped(let complete): complete ? .notice : .error
         case .reloadRefused, .logRefused: .error
@@ -47,7 +50,8 @@ public enum NodeEvent: Sendable {
         case .upstreamFailed: "an upstream failed"
         case .unitsNotReported: "an upstream did not say what an answer costs: the route's max is charged"
         case .nameFailed: "a target's name could not be looked up"
-        case .spool(.fenced): "another process opened the spool: this node is on a copy of its disk"
+        case .spool(.fenced): "another process opened the spool, on a copy of this disk or because this node was forgotten"
+        case .fenced: "this node is given up by another: it drains and ends, and may be started again"
         case .spool(.rolledBack): "the disk of the spool was rolled back"
         case .spool(.damaged): "frames of the spool cannot be read"
         case .spool(.rejected): "the database took no row of some hops; their units are settled"
@@ -77,7 +81,7 @@ public enum NodeEvent: Sendable {
         case .logRefused(let worker, let lost, let failures):
             ["worker": "\(worker)", "lost": "\(lost)", "failures": "\(failures)"]
         case .reloaded(let routes, let upstreams): ["routes": "\(routes)", "upstreams": "\(upstreams)"]
-        case .listening, .draining, .drained, .shipped: [:]
+        case .fenced, .listening, .draining, .drained, .shipped: [:]
         }
     }
 

@@ -27,7 +27,7 @@ public final class QuotaKeeper {
 
     public var counters: LeaseBook.Counters { book.counters }
 
-    /// Another process opened this worker's spool: nothing is admitted any more, the node should stop.
+    /// Another process opened this worker's spool: nothing is admitted any more. The shipper hears of it, too, and the node ends.
     public var isFenced: Bool { book.isFenced }
 
     // MARK: - Requests
@@ -79,6 +79,7 @@ public final class QuotaKeeper {
     public func begin(_ session: LeaseSession) {
         reactor.preconditionInEventLoop()
         self.session = session
+        book.opened()
         if session.isReady { storeReady() }
     }
 

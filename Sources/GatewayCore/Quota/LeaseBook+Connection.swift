@@ -22,7 +22,13 @@ extension LeaseBook {
         isDue = true
     }
 
-    /// Another process opened the spool under a higher epoch.  Final.
+    /// This process opened the spool under a new epoch.  The one before may be forgotten together with the commits of a failover:
+    /// a question that came too early was answered as if somebody else had the spool.
+    public mutating func opened() {
+        if link == .fenced { link = .away }
+    }
+
+    /// Another process opened the spool under a higher epoch.
     public mutating func fenced(now: Int64) {
         forgetMessages()
         link = .fenced

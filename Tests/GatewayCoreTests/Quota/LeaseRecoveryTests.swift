@@ -171,6 +171,32 @@ import Testing
         #expect(first.admit(want(1, .allow)) == .unavailable(retryAfter: 2))
     }
 
+    @Test func whoseSpoolAFailoverForgotIsFencedUntilItIsOpenedAgain() throws {
+        var store = store(100)
+        var (desk, hold) = try desk(&store, holding: 10)
+        desk.loseConnection()
+        // The commit that opened the spool is lost, and with it all of its leases.
+        store = self.store(100)
+        _ = store.open(1).epoch
+        desk.epoch = 0
+        desk.connect()
+        desk.talk(to: &store)
+        #expect(desk.book.isFenced && desk.admit(want(1)) == .unavailable(retryAfter: 2))
+        // The shipper opens it again, and tells.
+        desk.epoch = store.open(1).epoch
+        desk.book.opened()
+        desk.connect()
+        desk.talk(to: &store)
+        desk.admit(want(1))
+        for _ in 0..<3 {
+            desk.talk(to: &store)
+            desk.wait(5_000)
+        }
+        #expect(desk.answers.last?.admission.hold?.units == 1 && !desk.book.isFenced)
+        desk.settle(hold, charge: 10)
+        #expect(store.defect() == nil)
+    }
+
     @Test func aFailoverThatLostAGrantStopsTheLeaseAndBooksAnOverrun() throws {
         var store = store(100)
         let standby = store
