@@ -87,12 +87,13 @@ public struct LeaseSession: Sendable {
         sql: "SELECT pandora.lease_return($1::uuid, $2, $3, $4, $5, $6)",
         parameterTypes: [.text, .int8, .int8Array, .int8Array, .int8Array, .int8Array])
 
+    // A condition, as the planner drops calls of stable functions whose results nobody reads.  It is asked first and once.
     private static let readStatement = Statement(
         name: "lease_records",
         sql: """
-            SELECT l.environment_id, l.service_id, l.period, l.granted, l.returned, l.overrun, l.granted - l.settled
-              FROM (SELECT pandora.require_spool($1::uuid, $2)) AS fence
-              JOIN pandora.quota_lease l ON l.spool_id = $1::uuid
+            SELECT environment_id, service_id, period, granted, returned, overrun, granted - settled
+              FROM pandora.quota_lease
+             WHERE spool_id = $1::uuid AND pandora.require_spool($1::uuid, $2) IS NOT NULL
              ORDER BY 1, 2, 3
             """,
         parameterTypes: [.text, .int8])

@@ -1,3 +1,6 @@
+import NIOCore
+import Postgres
+import Reactor
 import TestKit
 import Testing
 
@@ -31,6 +34,34 @@ import Testing
             try await restart
             #expect(try await store.run("SELECT count(*) FROM quota_lease") == ["0"])
             #expect(try await store.run("SELECT DISTINCT held_request FROM environment_service") == ["0"])
+        }
+    }
+
+    /// What it would read is the other process's.
+    @Test func aProcessWhoseSpoolAnotherOneOpenedReadsNothing() async throws {
+        try await withHolder { store in
+            let client = try await PostgresClient.connect(to: store.database.url, role: .pipeline, on: store.reactor)
+            let session = LeaseSession(client, spool: Store.spool, epoch: 1)
+            func read() async throws -> Result<Int, PostgresError> {
+                let promise = store.reactor.makePromise(of: Result<Int, PostgresError>.self)
+                store.reactor.execute { session.read(deadline: patience) { promise.succeed($0.map(\.count)) } }
+                return try await promise.futureResult.get()
+            }
+            try await store.run(acquire(10))
+            #expect(try await read().get() == 1)
+            try await store.run("UPDATE log_spool SET epoch = epoch + 1")
+            // The server plans anew for each of the first executions of a statement, then no more; a spool may have no leases.
+            for leases in ["", "DELETE FROM quota_lease"] {
+                try await store.run(leases)
+                for _ in 0..<8 {
+                    guard case .failure(let error) = try await read() else {
+                        Issue.record("it was answered")
+                        break
+                    }
+                    #expect(error.sqlState?.code == "PN004")
+                }
+            }
+            await client.shutdown()
         }
     }
 
