@@ -33,10 +33,29 @@ class Chaos(threading.Thread):
 
 
 def kill_a_gateway(site):
+    """Whatever it is about: also while it stops in order or starts, where somebody else may start it again."""
     gateway = random.choice(site.gateways)
-    gateway.kill()
-    time.sleep(random.uniform(0, 0.5))
-    gateway.start()
+    process = gateway.process
+    process.kill()
+    with gateway.restarting:
+        process.wait()
+        if gateway.process is process:
+            time.sleep(random.uniform(0, 0.5))
+            gateway.start()
+
+
+def stop_a_gateway(site):
+    """In order, then it is started again; it may be killed amid both, and paused."""
+    gateway = random.choice(site.gateways)
+    with gateway.restarting:
+        code = gateway.stop()
+        assert code in (0, -signal.SIGKILL), f"{gateway.name} exited {code}:\n{gateway.log()[-4000:]}"
+        time.sleep(random.uniform(0, 0.5))
+        try:
+            gateway.start()
+        except RuntimeError:
+            if gateway.process.returncode != -signal.SIGKILL:  # Else whoever killed it waits to start it.
+                raise
 
 
 def pause_a_gateway(site):
@@ -48,7 +67,8 @@ def pause_a_gateway(site):
 
 
 def stop_postgresql(site):
-    site.postgres.stop(random.choice([signal.SIGINT, signal.SIGQUIT]))
+    """In order, at once, or by its death, with nothing said to anyone."""
+    site.postgres.stop(random.choice([signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]))
     time.sleep(random.uniform(0, 1.5))
     site.postgres.start()
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -150,6 +151,16 @@ class PostgreSQL:
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             self.process.wait(PATIENCE)
+            # Without their postmaster they end by themselves; until then no other one may have the cluster's memory.
+            eventually(lambda: not self.is_used(), what="its processes are gone")
+
+    def is_used(self):
+        """Whether there is a process of the cluster: each of them works in its folder."""
+        def folder(process):
+            with contextlib.suppress(OSError):  # It has ended.
+                return (process / "cwd").readlink()
+
+        return any(folder(process) == self.directory / "data" for process in pathlib.Path("/proc").glob("[0-9]*"))
 
     @contextlib.contextmanager
     def stalled(self):
@@ -238,6 +249,8 @@ class Gateway(Process):
         file.write_text(json.dumps({
             "node": name, "listen": ["127.0.0.1:0"], "database": {"url": "${PANDORA_DATABASE_URL}"},
             "spool": {"directory": str(pathlib.Path(directory, f"{name}.spool"))}, **configuration}, indent=1))
+        self.restarting = threading.Lock()
+        """Held by a thread that ends and starts it where several do: two processes at once would share a spool."""
         super().__init__(name, [binary, "serve", file], directory, {"PANDORA_DATABASE_URL": database_url}, before)
 
     def start(self):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -250,9 +251,23 @@ def expect_balanced(binary, postgres, told, upstream, killed, edited=0):
     return len(charged), len(committed)
 
 
+class RestartedUpstream(ScriptedUpstream):
+    def restart(self):
+        """What is under way ends, and for a while connections are refused: the port is taken, and nobody listens."""
+        self.listener.shutdown(socket.SHUT_RDWR)  # Or it would be open for as long as a thread waits for connections.
+        self.listener.close()
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind(("127.0.0.1", self.port))
+        self.cut()
+        time.sleep(random.uniform(0, 1))
+        self.listener.listen(512)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+
 def burn(binary, services, directory, seconds, count, **options):
     """Load and chaos for so long, then the books."""
-    upstream = ScriptedUpstream()
+    upstream = RestartedUpstream()
     site = Site(binary, services, directory, configuration(services, upstream=f"127.0.0.1:{upstream.port}", quota={}), nodes=3)
     try:
         command = kit.Pandora(binary, site.postgres.url())
@@ -262,9 +277,10 @@ def burn(binary, services, directory, seconds, count, **options):
         with clients(site, [*environments, turning, edited], count, told, **options):
             kit.eventually(lambda: len(told.served) > 100, what="there is load")
             troubles = [
-                chaos.Chaos((0.5, 2.5), chaos.kill_a_gateway, site), chaos.Chaos((1, 5), chaos.pause_a_gateway, site),
-                chaos.Chaos((2, 6), chaos.stop_postgresql, site), chaos.Chaos((2, 6), chaos.stall_postgresql, site),
-                chaos.Chaos((1, 4), upstream.cut), chaos.Chaos((2, 4), chaos.turn_the_period, site, turning),
+                chaos.Chaos((0.5, 2.5), chaos.kill_a_gateway, site), chaos.Chaos((0.5, 2.5), chaos.stop_a_gateway, site),
+                chaos.Chaos((1, 5), chaos.pause_a_gateway, site), chaos.Chaos((2, 6), chaos.stop_postgresql, site),
+                chaos.Chaos((2, 6), chaos.stall_postgresql, site), chaos.Chaos((1, 4), upstream.cut),
+                chaos.Chaos((2, 6), upstream.restart), chaos.Chaos((2, 4), chaos.turn_the_period, site, turning),
                 chaos.Chaos((0.5, 2), chaos.edit_the_limit, command, edited)]
             time.sleep(seconds)
             for one in troubles:
