@@ -46,18 +46,61 @@ import Testing
         }
     }
 
-    @Test func idsRiseWhateverTheClockDoes() {
+    @Test func idsRiseThroughSmallStepsOfTheClock() {
         var generator = IdentifierGenerator()
         var random = SeededRandom(7)
-        var clock: UInt64 = 1_700_000_000_000
-        var last = UUIDBits.zero
+        var (clock, last) = (Self.now, UUIDBits.zero)
         for step in 0..<100_000 {
-            if step % 1_000 == 0 { clock = UInt64(Int64(clock) + Int64.random(in: -5_000...5_000, using: &random)) }
+            if step % 1_000 == 0 { clock = Self.now + UInt64.random(in: 0...IdentifierGenerator.stepBackMax, using: &random) }
             let id = generator.next(milliseconds: clock, random: &random)
             #expect(last < id)
             last = id
         }
     }
+
+    @Test func idsGoForwardWithTheClock() {
+        var (generator, random) = (IdentifierGenerator(), SeededRandom(9))
+        let last = generator.next(milliseconds: Self.now, random: &random)
+        let ahead = generator.next(milliseconds: Self.now + Self.day, random: &random)
+        #expect(last < ahead && ahead.milliseconds == Self.now + Self.day)
+    }
+
+    @Test(arguments: [1, 5_000, IdentifierGenerator.stepBackMax])
+    func idsRiseWhileTheClockIsALittleBehindThem(_ behind: UInt64) {
+        var (generator, random) = (IdentifierGenerator(), SeededRandom(10))
+        var last = generator.next(milliseconds: Self.now, random: &random)
+        for _ in 0..<100 {
+            let id = generator.next(milliseconds: Self.now - behind, random: &random)
+            #expect(last < id && id.milliseconds == Self.now)
+            last = id
+        }
+    }
+
+    /// An hour ahead for a moment, then right again: only the ids of that moment are of a wrong time.
+    @Test(arguments: [IdentifierGenerator.stepBackMax + 1, 3_600_000, Self.day])
+    func idsBeginAgainAtAClockThatIsFarBehindThem(_ jump: UInt64) {
+        var (generator, random) = (IdentifierGenerator(), SeededRandom(11))
+        _ = generator.next(milliseconds: Self.now + jump, random: &random)
+        var last = UUIDBits.zero
+        for step in 0..<100 as Range<UInt64> {
+            let id = generator.next(milliseconds: Self.now + step / 10, random: &random)
+            #expect(last < id && id.milliseconds == Self.now + step / 10)
+            last = id
+        }
+    }
+
+    @Test func idsOfATimeThatComesTwiceAreOthers() {
+        var (generator, random) = (IdentifierGenerator(), SeededRandom(12))
+        var ids: Set<UUIDBits> = []
+        for step in 0..<1_000 as Range<UInt64> {
+            let time = Self.now + step % 2 * Self.day
+            let id = generator.next(milliseconds: time, random: &random)
+            #expect(id.milliseconds == time && ids.insert(id).inserted)
+        }
+    }
+
+    private static let now: UInt64 = 1_700_000_000_000
+    private static let day: UInt64 = 86_400_000
 
     @Test func aFullMillisecondRunsIntoTheNext() {
         struct Ones: RandomNumberGenerator { func next() -> UInt64 { .max } }

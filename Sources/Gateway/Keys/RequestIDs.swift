@@ -8,7 +8,8 @@ public struct RequestIDs {
 
     public init() {}
 
-    /// The next id, by the wall clock; later ones are larger.
+    /// The next id, by the wall clock; later ones are larger, unless that goes back by more than
+    /// ``IdentifierGenerator/stepBackMax``.
     public mutating func next() -> RequestID {
         RequestID(generator.next(milliseconds: UInt64(max(WallClock.microseconds, 0) / 1_000), random: &random))
     }

@@ -20,11 +20,15 @@ public struct UUIDBits: Hashable, Sendable, Comparable {
     public var milliseconds: UInt64 { high >> 16 }
 }
 
-/// Makes version 7 UUIDs (RFC 9562, section 5.7), each larger than the one before, whatever the clock does.
+/// Makes version 7 UUIDs (RFC 9562, section 5.7), each larger than the one before, unless the clock goes back far.
 ///
-/// Within a millisecond, and while the clock stands still or goes back, the 74 random bits count up by a random step
-/// (section 6.2, method 2), so a neighbour cannot be guessed and order is kept. Confined to one worker.
+/// Within a millisecond, and while the clock stands still or is a little behind the last id, the 74 random bits count up by a
+/// random step (section 6.2, method 2), so a neighbour cannot be guessed and order is kept. Confined to one worker.
 public struct IdentifierGenerator: Sendable {
+    /// Milliseconds that the clock may be behind the last id. Further behind, it was set right: ids begin again at its time,
+    /// smaller than those before but no less random, as those of a time that is wrong end up in the log of a wrong day.
+    public static let stepBackMax: UInt64 = 10_000
+
     private var last = UUIDBits.zero
 
     public init() {}
@@ -34,7 +38,7 @@ public struct IdentifierGenerator: Sendable {
     ///   - random: where the random bits come from.
     public mutating func next(milliseconds: UInt64, random: inout some RandomNumberGenerator) -> UUIDBits {
         let milliseconds = milliseconds & 0xffff_ffff_ffff
-        if milliseconds > last.milliseconds {
+        if milliseconds > last.milliseconds || last.milliseconds - milliseconds > Self.stepBackMax {
             last = Self.assemble(milliseconds, top: random.next() & 0xfff, bottom: random.next())
             return last
         }
