@@ -76,11 +76,14 @@ public struct LogReader: Sendable {
     /// Milliseconds between the id of a flow and that of its first hop, at most.
     private static let startSlack: UInt64 = 60_000
 
+    /// What went upstream is a hop, and knows its chain. What did not may be a commit, or a hop that was refused, by a node whose
+    /// clock is behind.
     private static let flowStart = Statement(
         name: "log_flow_start",
         sql: """
             SELECT coalesce(l.start_point, l.id), l.environment_id FROM pandora.request_logs l
-             WHERE l.reservation_id = $1 AND l.id >= $2 AND l.id < $3 AND l.environment_id IS NOT NULL ORDER BY l.id LIMIT 1
+             WHERE l.reservation_id = $1 AND l.id >= $2 AND l.id < $3 AND l.environment_id IS NOT NULL
+             ORDER BY l.attempts = 0, l.id LIMIT 1
             """,
         parameterTypes: [.text, .text, .text])
 
