@@ -441,6 +441,48 @@ def test_a_key_has_so_many_flows_open_and_another_key_as_many(port, key, environ
     books(used=1, held=0)
 
 
+def test_the_log_names_the_flow_that_a_request_was_about(gateways, port, key, tenants, raw, log, binary, postgres):
+    """Once the store has said that the flow is, or was, the environment's; what a client names beyond that is not believed."""
+    few, committed, rolled_back, ordered, finishing = (started(port, key, name) for name in ("few", "keep", "keep", "ordered", "keep"))
+    chained, other, token = f"Pandora-Start-Point: {committed.chain}", gateways[1].port, uuid.uuid4().hex
+    said = [(committed, committed.commit(port=other)), (committed, committed.commit()), (committed, committed.rollback()),
+            (rolled_back, rolled_back.rollback())]
+    assert [answer.status for _, answer in said] == [200, 200, 409, 200]
+    few.step()
+    closed = [committed.finish("/say", chained), committed.step(port=other)]
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        last = threads.submit(finishing.finish, f"/say?hold={token}")
+        kit.eventually(lambda: raw.seen(token), what="the finish is upstream")
+        busy = [finishing.finish(), finishing.step(port=other), finishing.commit()]
+        raw.release(token)
+        assert state(last.result()) == "committed"
+    named = [*said, *((committed, answer) for answer in closed), *((finishing, answer) for answer in busy),
+             (ordered, ordered.finish()), (ordered, ordered.step(number=2, port=other)), (few, few.step()),
+             (ordered, Flow(port, key, "roll", ordered.id).finish())]
+    assert [answer.status for _, answer in named[4:]] == [409] * 5 + [403] * 4
+    for flow, answer in named:
+        row = log.row(answer.id)
+        assert (row["reservation_id"], row["units"], row["attempts"]) == (flow.id, 0, 0), row
+    root = committed.chain.partition(".")[0]
+    assert [log.row(answer.id)["start_point"] for answer in closed] == [root, None], "as far as its client says it"
+
+    stranger, unknown = tenants.environment(orders=10).key, Flow(port, key, id="rsv_" + "0" * 26)
+    unnamed = [hop(key=stranger) for flow in (committed, ordered) for hop in (flow.step, flow.finish, flow.commit, flow.rollback)]
+    unnamed += [unknown.step(), unknown.finish(), unknown.commit(), unknown.rollback()]
+    assert {answer.status for answer in unnamed} == {404}
+    unnamed += [Flow(port, key, id="x").finish(), ordered.step("/say", "Idempotency-Key: " + "x" * 256)]
+    for answer in unnamed:
+        row = log.row(answer.id)
+        assert (row["reservation_id"], row["start_point"]) == (None, None), row
+
+    log.row(root)
+    pandora = kit.Pandora(binary, postgres.url())
+    for shown in (pandora.json("flow", "show", committed.id)["hops_logged"], pandora.json("trace", committed.chain)["hops"]):
+        assert [hop["id"] for hop in shown] == [root, closed[0].id]
+    about = {row["id"] for row in log.rows(f"reservation_id = '{committed.id}'")}
+    assert about == {root, *(answer.id for flow, answer in named if flow is committed)}
+
+
 def test_bad_input_is_logged_with_its_reason_and_costs_nothing(port, key, tenants, raw, log, postgres, books):
     few, flow, ordered, ended, expired = (started(port, key, name) for name in ("few", "keep", "ordered", "keep", "keep"))
     assert few.step().status == 200 and ended.rollback().status == 200

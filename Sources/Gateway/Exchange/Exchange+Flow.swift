@@ -42,10 +42,10 @@ extension Exchange {
         case .step(_, let index):
             let hop = FlowHop(
                 stepOf: flow, index: index, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment, key: part.stepKey)
-            worker.flows.step(hop) { [self] in flowHopped($0) }
+            worker.flows.step(hop) { [self] in flowHopped($0, hop.id) }
         case .finish:
             let hop = FlowHop(finishOf: flow, id: ReservationID(head.flow!)!, requestID: id, environmentID: environment)
-            worker.flows.claim(hop) { [self] in flowHopped($0) }
+            worker.flows.claim(hop) { [self] in flowHopped($0, hop.id) }
         }
     }
 
@@ -53,6 +53,7 @@ extension Exchange {
         switch answer {
         case .started(let open, let view):
             flow?.open = open
+            flow?.id = id
             quotaView = view
         case .usedUp(_, let view), .held(_, let view): quotaView = view
         case .limitReached, .notAssigned, .unavailable: break
@@ -60,7 +61,8 @@ extension Exchange {
         entered(ExchangeMachine.Reason(answer))
     }
 
-    private func flowHopped(_ answer: FlowHopAnswer) {
+    private func flowHopped(_ answer: FlowHopAnswer, _ id: ReservationID) {
+        if answer.knowsFlow { flow?.id = id }
         switch answer {
         case .passed(let open): flow?.open = open
         case .repeated(let open, _, let status):

@@ -8,7 +8,7 @@ extension Exchange {
         let now = worker.reactor.now
         var record = HopRecord(id: id, requestTime: requestTime, executionStatus: ending.status)
         record.startPoint = flow?.isRepeat == true ? nil : root
-        record.reservationID = flow?.open?.id
+        record.reservationID = ownFlow
         record.refusal = ending.refusal
         record.statusCode = ending.statusCode
         record.environmentID = entry?.environmentID
@@ -27,6 +27,12 @@ extension Exchange {
         record.traceID = trace?.traceID ?? head.trace?.traceID
         setTexts(of: &record)
         return record
+    }
+
+    /// The flow that the request was about. What it names is only the client's word, until the store has said whose it is.
+    private var ownFlow: ReservationID? {
+        if let endpoint { return endpoint.knowsFlow ? endpoint.id : nil }
+        return flow?.id
     }
 
     private func setTexts(of record: inout HopRecord) {

@@ -13,6 +13,8 @@ struct FlowEndpoint {
 
     let id: ReservationID
     let action: Action
+    /// The store has said, to a commit or a rollback, that the flow is or was one of the key's environment.
+    var knowsFlow = false
 
     enum Fault: Error { case unknown, badID }
 
@@ -67,6 +69,7 @@ extension Exchange {
 
     private func resolved(_ settled: FlowSettled, _ endpoint: FlowEndpoint) {
         guard !isEnded else { return }
+        self.endpoint?.knowsFlow = settled.knowsFlow
         if let reason = ExchangeMachine.Reason(settled) { return refuse(reason) }
         let state = settled.stateText ?? "open"
         // Said again, it is the same word; the other word comes too late.

@@ -6,6 +6,8 @@ struct FlowPart {
     let role: FlowRole
     /// Once the store has let the hop pass.
     var open: OpenFlow?
+    /// The flow, once the store has said that there is or was one of this name in the environment, also to a hop that may not pass.
+    var id: ReservationID?
     /// The step was sent before, under the same `Idempotency-Key`, and answered: it is forwarded again, and neither counted nor
     /// chained twice.
     var isRepeat = false

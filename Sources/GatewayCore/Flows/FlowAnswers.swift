@@ -81,6 +81,14 @@ public enum FlowHopAnswer: Sendable, Equatable {
     case refused(Reason)
     /// 503.
     case unavailable(retryAfter: Int64)
+
+    /// Whether it says that the flow is, or was, one of the asker's environment.
+    public var knowsFlow: Bool {
+        switch self {
+        case .passed, .repeated, .finishing, .ended, .refused: true
+        case .unknown, .unavailable: false
+        }
+    }
 }
 
 /// What became of a flow that was to be settled or resolved.
@@ -96,6 +104,14 @@ public enum FlowSettled: Sendable, Equatable {
     case pending(FlowSettlement)
     /// A resolution for which the store could not be reached, or too many waited: 503.
     case unavailable(retryAfter: Int64)
+
+    /// Whether it says that the flow is, or was, one of the asker's environment.
+    public var knowsFlow: Bool {
+        switch self {
+        case .ended, .open, .finishing: true
+        case .unknown, .pending, .unavailable: false
+        }
+    }
 }
 
 /// A flow as `GET /.pandora/flows/{id}` and operators see it.  Moments are microseconds since 1970.
