@@ -19,6 +19,7 @@ import Testing
             INSERT INTO environment (project_id, name) VALUES (1, 'f');
             INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (2, 1, 1000000);
             INSERT INTO log_spool (id, node) VALUES ('\(Self.spool)', 'n');
+            SELECT count(*) FROM lease_acquire('\(Self.spool)', 1, '{1,2}', '{1,1}', '{3,3}', '{3,3}');
             """)
         let reactor = try Reactor.start(name: "turns")
         // Those started last, which everybody takes steps of and ends.
@@ -40,8 +41,8 @@ import Testing
             group.addTask {
                 let client = try await PostgresClient.connect(to: database.url, on: reactor)
                 for _ in 0..<40 {
-                    try await client.script("UPDATE pandora.project_service SET next_reset = clock_timestamp() + interval '2 ms'")
-                    try await client.script("SELECT pg_sleep(0.003)")
+                    try await client.script(Self.boundary)
+                    try await client.script("SELECT pg_sleep(0.025)")
                     try await client.script("SELECT pandora.reset_next_due(), pandora.flow_expire(100, '0 s')")
                 }
                 await client.shutdown()
@@ -118,7 +119,19 @@ import Testing
 
     private static let spool = "00000000-0000-7000-8000-000000000001"
 
-    /// A log batch with hops of both rows and the ends of some flows.
+    /// The period ends in a moment, which is still to come when that is committed: a transaction that did not see it, but began
+    /// after it, would find a reset due that was not when it took its locks.
+    private static let boundary = """
+        DO $$ BEGIN
+            LOOP
+                UPDATE pandora.project_service SET next_reset = clock_timestamp() + interval '20 ms';
+                EXIT WHEN (SELECT next_reset > clock_timestamp() + interval '15 ms' FROM pandora.project_service);
+            END LOOP;
+        END $$
+        """
+
+    /// A log batch with hops of both rows and the ends of some flows.  Its hops are charged from leases that had been granted
+    /// when it began, as a worker admits from nothing else.
     @Sendable private static func batch(_ known: [ReservationID], _ random: inout SeededRandom) -> String {
         let ids = known.shuffled(using: &random).prefix(6)
         func array(_ value: (ReservationID) -> String) -> String { "'{\(ids.map(value).joined(separator: ","))}'" }
@@ -128,7 +141,8 @@ import Testing
         let periods = "ARRAY[current_setting('test.period'), current_setting('test.period')]::bigint[]"
         return """
             BEGIN;
-            SELECT set_config('test.period', max(period)::text, true) FROM pandora.environment_service;
+            SELECT set_config('test.period', max(period)::text, true)
+              FROM (SELECT period FROM pandora.quota_lease WHERE spool_id = '\(spool)' GROUP BY period HAVING count(*) = 2) AS granted;
             SELECT pandora.flow_lock(\(names), '\(spool)', \(rows), \(periods), \(environments), \(ones));
             SELECT pandora.settle_hops('\(spool)', \(rows), \(periods), '{1,1}', '{1,1}', '{1,1}');
             SELECT pandora.flow_settle(\(names), \(array { _ in "hop" }), \(array { _ in "rollback" }), \(environments), \(ones),
