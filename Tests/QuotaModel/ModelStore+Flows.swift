@@ -214,6 +214,7 @@ extension ModelStore {
         ended[said.id] = EndedFlow(row: row, period: period, outcome: outcome)
         let id = RowPeriod(row: row, period: period)
         ledger[id, default: Booked()].flows += flows
+        ledger[id]!.unheldFlows += flows
         ledger[id]!.late += late
         if quotas[row]?.period == period { quotas[row]!.used += flows + late }
     }

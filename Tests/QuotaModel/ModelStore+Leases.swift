@@ -117,6 +117,7 @@ extension ModelStore {
         ledger[id, default: Booked()].hops += units - excess
         ledger[id]!.unleased += units - leased
         ledger[id]!.refund -= refund
+        ledger[id]!.usedAfterLoss -= refund
         ledger[id]!.overrun += excess
         if quotas[id.row]?.period == id.period {
             quotas[id.row]!.used += units - refund

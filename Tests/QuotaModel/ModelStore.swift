@@ -57,6 +57,7 @@ public struct ModelStore: Sendable {
         public var spool: Int
         public var row: QuotaRow
         public var period: Int64
+        public var rowPeriod: RowPeriod { RowPeriod(row: row, period: period) }
         public static func < (a: LeaseKey, b: LeaseKey) -> Bool {
             (a.spool, a.row, a.period) < (b.spool, b.row, b.period)
         }
@@ -81,8 +82,12 @@ public struct ModelStore: Sendable {
         public var unleased: Int64 = 0
         public var lost: Int64 = 0
         public var refund: Int64 = 0
+        /// The part of `refund` that hops charged instead: their holder had been written off.
+        public var usedAfterLoss: Int64 = 0
         public var overrun: Int64 = 0
         public var flows: Int64 = 0
+        /// The part of `flows` that held nothing when it was charged: the store had lost the flow.
+        public var unheldFlows: Int64 = 0
         /// Flows whose hop succeeded after they had expired; booked as overrun.
         public var late: Int64 = 0
         public var used: Int64 { hops + lost + refund + overrun + flows + late }

@@ -13,12 +13,16 @@ struct SimulatedNode {
 
     /// The current connection, nil while there is none; one number each.
     var connection: Int?
+    /// Whether it has read its leases over it.
+    var hasReadLeases = false
     /// Messages of one connection arrive in order.
     var lastDelivery: Int64 = 0
     var lastReply: Int64 = 0
     var timerAt: Int64 = .max
 
     var spool: [ModelFrame] = []
+    /// Frames that earlier lives wrote: shipped before this one began.
+    var inherited = 0
 
     struct Waiting {
         var want: QuotaWant

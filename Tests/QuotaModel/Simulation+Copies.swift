@@ -13,6 +13,7 @@ extension Simulation {
         after(random.delay(300_000), .adopt(spool: spool, frames.dropLast(Int(random.pick(0...200)))))
         nodes[node].holder.spool = nextSpool
         nodes[node].spool = []
+        nodes[node].inherited = 0
         nextSpool += 1
     }
 
@@ -26,8 +27,9 @@ extension Simulation {
             return
         }
         _ = try? store.ship(spool, epoch: opened.epoch, from: opened.shippedTo, frames[opened.shippedTo...])
-        let returns = store.leases.filter { $0.key.spool == spool && $0.value.open > 0 }.map { key, lease in
-            LeaseReturn(row: key.row, period: key.period, totalReturned: lease.returned + lease.open)
+        let returns = store.leases.filter { $0.key.spool == spool && $0.value.open > 0 }.map { key, lease -> LeaseReturn in
+            mayBeSoldTwice[key.rowPeriod, default: 0] += lease.open
+            return LeaseReturn(row: key.row, period: key.period, totalReturned: lease.returned + lease.open)
         }
         _ = try? store.giveBack(spool, epoch: opened.epoch, returns)
     }

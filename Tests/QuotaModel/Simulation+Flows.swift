@@ -273,7 +273,7 @@ extension Simulation {
 
     /// After every step: no key has more flows open than it may, and nothing is admitted beyond a limit.
     func checkFlows() throws(Violation) {
-        guard !options.failovers, options.flowGap != nil else { return }
+        guard options.flowGap != nil else { return }
         var open: [KeyID: [Int64: Int64]] = [:]
         for flow in store.reservations.values { open[flow.keyID, default: [:]][flow.row.serviceID, default: 0] += 1 }
         for (key, counts) in open {
@@ -282,9 +282,10 @@ extension Simulation {
         for (row, quota) in store.quotas {
             let id = ModelStore.RowPeriod(row: row, period: quota.period)
             guard !unlimited.contains(id) else { continue }
-            // What was used while there was no limit may be booked when there is one.
+            // What was used while there was no limit, or no store, may be booked when there is one.
             let booked = store.ledger[id] ?? ModelStore.Booked()
-            if quota.used + quota.held > (highestLimit[id] ?? 0) + booked.late + booked.overrun + booked.unleased {
+            let unheld = booked.late + booked.overrun + booked.unleased + booked.unheldFlows
+            if quota.used + quota.held > (highestLimit[id] ?? 0) + unheld {
                 throw violation("\(id): \(quota) beyond \(highestLimit[id] ?? 0), \(booked)")
             }
         }
@@ -294,7 +295,7 @@ extension Simulation {
     func checkEndOfFlows() throws(Violation) {
         if let flow = store.reservations.first { throw violation("\(flow) is open for ever") }
         // A failover, or a disk that is set back, may lose what was acknowledged.
-        for (id, flow) in flows where !mayExceed {
+        for (id, flow) in flows where !mayForget {
             let charged = store.ended[id]?.charged ?? 0
             if let answered = flow.answered, charged != answered {
                 throw violation("\(id): a client heard of \(answered) units, \(String(describing: store.ended[id]))")

@@ -13,11 +13,11 @@ extension Simulation {
             let units = random.chance(6) ? random.pick(0...12) : 1
             let want = QuotaWant(
                 environmentID: row.environmentID, serviceID: row.serviceID, units: units, limited: true,
-                outage: .deny)
+                outage: random.chance(10) ? .allow : .deny)
             sequence += 1
             switch nodes[node].book.admit(want, now: local(node)) {
             case .answered(let admission):
-                try conclude(node, want, nil, admission)
+                try conclude(node, want, nil, waited: 0, admission)
             case .waits(let ticket):
                 nodes[node].waiting[ticket] = SimulatedNode.Waiting(want: want, arrived: sequence, since: local(node))
             }
@@ -26,11 +26,12 @@ extension Simulation {
     }
 
     func conclude(
-        _ node: Int, _ want: QuotaWant, _ arrived: UInt64?, _ admission: Admission
+        _ node: Int, _ want: QuotaWant, _ arrived: UInt64?, waited: Int64, _ admission: Admission
     ) throws(Violation) {
         switch admission {
         case .held(let hold):
             admitted += 1
+            if !hold.leased { try checkUnleased(node, want, hold, waited: waited) }
             try begin(node, hold)
         case .refusedUsedUp:
             refused += 1
@@ -45,7 +46,21 @@ extension Simulation {
             }
         case .unavailable:
             unavailable += 1
+            if want.outage == .allow, !nodes[node].book.isFenced { throw violation("node \(node) did not allow \(want)") }
         }
+    }
+
+    /// Units need a lease, except of rows without a limit, and where the rule allows it while the store is away.
+    private func checkUnleased(_ node: Int, _ want: QuotaWant, _ hold: QuotaHold, waited: Int64) throws(Violation) {
+        guard hold.outage else {
+            if hold.units == 0 || unlimited.contains(where: { $0.row == hold.row }) { return }
+            throw violation("node \(node) admitted \(hold) without a lease")
+        }
+        guard want.outage == .allow, hold.units == want.units else { throw violation("node \(node) let through \(hold)") }
+        if nodes[node].connection != nil, waited < nodes[node].book.limits.waitMax {
+            throw violation("node \(node) let through \(hold) although the store was there")
+        }
+        unitsAllowed += hold.units
     }
 
     private func begin(_ node: Int, _ hold: QuotaHold) throws(Violation) {
@@ -55,14 +70,32 @@ extension Simulation {
         if hold.leased {
             let id = ModelStore.RowPeriod(row: hold.row, period: hold.period)
             inUse[id, default: 0] += hold.units
-            let out = inUse[id]! + (charged[id] ?? 0)
-            if !mayExceed, out > highestLimit[id] ?? 0 {
-                throw violation("node \(node) admitted \(out) units of \(id), limit \(highestLimit[id] ?? 0)")
-            }
+            try checkAdmission(node, id)
         }
         let duration = random.chance(500) ? random.pick(1...120_000_000) : random.delay(30_000)
         if random.chance(5) { after(random.pick(0...duration), .report(node, life: nodes[node].life, request: request)) }
         after(duration, .finish(node, life: nodes[node].life, request: request))
+    }
+
+    /// Nothing is admitted beyond the limit, except units that may be sold twice, by holders who do not know yet.
+    private func checkAdmission(_ node: Int, _ id: ModelStore.RowPeriod) throws(Violation) {
+        let out = inUse[id]! + (charged[id] ?? 0)
+        let (limit, twice) = (highestLimit[id] ?? 0, mayBeSoldTwice[id] ?? 0)
+        if out > limit + twice { throw violation("node \(node) admitted \(out) units of \(id), limit \(limit), sold twice \(twice)") }
+        guard options.failovers, twice > 0, nodes[node].connection != nil, nodes[node].hasReadLeases else { return }
+        let due = overrunDue(node, id)
+        if due > 0 { throw violation("node \(node) admits units of \(id) from a lease it knows is lost, \(due) too many") }
+    }
+
+    /// Units that the node charged in this life or has in use, and that its lease in the store does not cover.
+    private func overrunDue(_ node: Int, _ id: ModelStore.RowPeriod) -> Int64 {
+        let spool = nodes[node].holder.spool
+        let lease = store.leases[ModelStore.LeaseKey(spool: spool, row: id.row, period: id.period)] ?? ModelStore.Lease()
+        let unbooked = nodes[node].spool[max(store.spools[spool]!.shippedTo, nodes[node].inherited)...].lazy
+            .filter { $0.leased && $0.row == id.row && $0.period == id.period }.reduce(0) { $0 + $1.units }
+        let inFlight = nodes[node].inFlight.values.lazy
+            .filter { $0.leased && $0.row == id.row && $0.period == id.period }.reduce(0) { $0 + $1.units }
+        return unbooked + inFlight - lease.open - (lease.lost - lease.refunded)
     }
 
     /// The upstream says what the request costs: the rest may be sold again at once.
@@ -94,10 +127,13 @@ extension Simulation {
         // Success mostly; failure, and fewer units than were held, now and then.
         let charge = random.chance(7) ? 0 : (random.chance(9) ? random.pick(0...hold.units + 2) : hold.units)
         let units = nodes[node].book.settle(hold, charge: charge, now: local(node))
+        if units != min(charge, hold.units) { throw violation("node \(node) charged \(units) of \(hold), asked for \(charge)") }
         if hold.leased {
             let id = ModelStore.RowPeriod(row: hold.row, period: hold.period)
             inUse[id]! -= hold.units
             charged[id, default: 0] += units
+        } else {
+            chargedUnleased[hold.row, default: 0] += units
         }
         nodes[node].spool.append(
             ModelFrame(row: hold.row, period: hold.period, units: units, leased: hold.leased))
@@ -138,10 +174,11 @@ extension Simulation {
             guard let waiting = nodes[node].waiting.removeValue(forKey: ticket) else {
                 throw violation("node \(node) answered \(ticket) twice")
             }
-            if case .refusedHeld = admission, local(node) - waiting.since < nodes[node].book.limits.recallWait {
+            let waited = local(node) - waiting.since
+            if case .refusedHeld = admission, waited < nodes[node].book.limits.recallWait {
                 throw violation("node \(node) refused \(waiting.want) before anybody had time to give back")
             }
-            try conclude(node, waiting.want, waiting.arrived, admission)
+            try conclude(node, waiting.want, waiting.arrived, waited: waited, admission)
         }
     }
 }

@@ -59,6 +59,7 @@ extension Simulation {
             nodes[node].book.gaveBack(number, ok: true, now: time)
         case .leases(let number, let records):
             nodes[node].book.leasesRead(number, records, now: time)
+            nodes[node].hasReadLeases = true
         case .flowsTaken(let number, let answers):
             for (start, reply) in zip(nodes[node].flowStarts.removeValue(forKey: number) ?? [], answers.starts) {
                 nodes[node].flowEvidence[start.id] = reply
@@ -115,6 +116,7 @@ extension Simulation {
         nodes[node].lastDelivery = now
         nodes[node].lastReply = now
         nodes[node].askSent = [:]
+        nodes[node].hasReadLeases = false
         nodes[node].book.connected(now: local(node))
         nodes[node].flows.connected(now: local(node))
         try pump(node)
@@ -161,6 +163,7 @@ extension Simulation {
         nodes[node].timerAt = .max
         nodes[node].book = LeaseBook()
         nodes[node].flows = FlowBook(limits: Self.flowLimits)
+        nodes[node].inherited = nodes[node].spool.count
         let left = nodes[node].spool[spool.shippedTo...]
         _ = try? store.ship(nodes[node].holder.spool, epoch: spool.epoch, from: spool.shippedTo, left)
         after(random.delay(10_000), .connect(node, life: nodes[node].life))
@@ -194,6 +197,6 @@ extension Simulation {
         if now >= storeDownUntil + 2_000_000 || storeDownUntil == 0 { store.expireFlows() }
         if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
         noteLimits()
-        if random.chance(3) { standby = store }
+        if random.chance(3) { updateStandby() }
     }
 }

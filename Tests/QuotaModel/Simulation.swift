@@ -13,7 +13,8 @@ public final class Simulation {
         /// Mean time between two requests of a node, microseconds.
         public var arrivalGap: Int64 = 4_000
         public var chaosGap: Int64 = 900_000
-        /// Whether the store may lose commits; admissions beyond the limit are then booked as overrun, not excluded.
+        /// Whether the store may lose commits. The units of a lease that it lost are sold again while their holder does not
+        /// know yet: what is admitted beyond the limit so is booked as overrun.
         public var failovers = false
         /// Whether disks may be copied while their node runs, and set back while it does not. What a copy gives back is sold
         /// again, and so is what a disk has forgotten: then, too, there are admissions beyond the limit.
@@ -66,8 +67,15 @@ public final class Simulation {
     var histories: [Int: [ModelFrame]] = [:]
 
     // What the nodes did, as an observer of all of them sees it.
+    // Of leased units by row and period, of others by row: those may belong to whichever period they are booked in.
     var inUse: [ModelStore.RowPeriod: Int64] = [:]
     var charged: [ModelStore.RowPeriod: Int64] = [:]
+    var chargedUnleased: [QuotaRow: Int64] = [:]
+    /// Units that outages let through.
+    public internal(set) var unitsAllowed: Int64 = 0
+    /// Units that left a lease without its holder's word: a failover lost their grant, or a copy of its disk gave them
+    /// back. Only these can be admitted beyond a limit.
+    var mayBeSoldTwice: [ModelStore.RowPeriod: Int64] = [:]
     var highestLimit: [ModelStore.RowPeriod: Int64] = [:]
     /// Rows that had no limit for a while.
     var unlimited: Set<ModelStore.RowPeriod> = []
@@ -189,8 +197,8 @@ public final class Simulation {
         }
     }
 
-    /// Whether only the store's own books are bound to the limits.
-    var mayExceed: Bool { options.failovers || options.copies }
+    /// Whether what was acknowledged may be lost.
+    var mayForget: Bool { options.failovers || options.copies }
 
     func local(_ node: Int) -> Int64 { now + nodes[node].clockOffset }
 
