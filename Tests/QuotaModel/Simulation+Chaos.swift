@@ -139,8 +139,9 @@ extension Simulation {
             let (bookedLeased, bookedUnleased) = (
                 booked.reduce(0) { $0 + $1.hops - $1.unleased + $1.overrun }, booked.reduce(0) { $0 + $1.unleased }
             )
-            if bookedLeased != leased || bookedUnleased != chargedUnleased[row] ?? 0 {
-                throw violation("\(row): \(leased) + \(chargedUnleased[row] ?? 0) units charged, \(bookedLeased) + \(bookedUnleased) booked")
+            let unleased = chargedUnleased[row] ?? 0
+            if bookedLeased != leased || bookedUnleased != unleased {
+                throw violation("\(row): \(leased) + \(unleased) units charged, \(bookedLeased) + \(bookedUnleased) booked")
             }
         }
     }
