@@ -23,6 +23,8 @@ struct SimulatedNode {
     var spool: [ModelFrame] = []
     /// Frames that earlier lives wrote: shipped before this one began.
     var inherited = 0
+    /// Units of those frames that a failover forgot after this life had shipped them: it may have given them back.
+    var reopened: [ModelStore.RowPeriod: Int64] = [:]
 
     struct Waiting {
         var want: QuotaWant

@@ -66,10 +66,12 @@ extension Simulation {
         }
         // What an earlier life charged is open again until it is shipped again. This life knows nothing of it, takes it for
         // a grant whose answer was lost, and may give it back before.
-        for node in nodes {
-            let mark = standby.spools[node.holder.spool]?.shippedTo ?? 0
-            for frame in node.spool[..<node.inherited].dropFirst(mark) where frame.leased {
-                mayBeSoldTwice[ModelStore.RowPeriod(row: frame.row, period: frame.period), default: 0] += frame.units
+        for node in nodes.indices {
+            let mark = standby.spools[nodes[node].holder.spool]?.shippedTo ?? 0
+            for frame in nodes[node].spool[..<nodes[node].inherited].dropFirst(mark) where frame.leased {
+                let id = ModelStore.RowPeriod(row: frame.row, period: frame.period)
+                mayBeSoldTwice[id, default: 0] += frame.units
+                nodes[node].reopened[id, default: 0] += frame.units
             }
         }
     }

@@ -83,7 +83,7 @@ extension Simulation {
         let (limit, twice) = (highestLimit[id] ?? 0, mayBeSoldTwice[id] ?? 0)
         if out > limit + twice { throw violation("node \(node) admitted \(out) units of \(id), limit \(limit), sold twice \(twice)") }
         guard options.failovers, twice > 0, nodes[node].connection != nil, nodes[node].hasReadLeases else { return }
-        let due = overrunDue(node, id)
+        let due = overrunDue(node, id) - (nodes[node].reopened[id] ?? 0)
         if due > 0 { throw violation("node \(node) admits units of \(id) from a lease it knows is lost, \(due) too many") }
     }
 

@@ -163,7 +163,7 @@ extension Simulation {
         nodes[node].timerAt = .max
         nodes[node].book = LeaseBook()
         nodes[node].flows = FlowBook(limits: Self.flowLimits)
-        nodes[node].inherited = nodes[node].spool.count
+        (nodes[node].inherited, nodes[node].reopened) = (nodes[node].spool.count, [:])
         let left = nodes[node].spool[spool.shippedTo...]
         _ = try? store.ship(nodes[node].holder.spool, epoch: spool.epoch, from: spool.shippedTo, left)
         after(random.delay(10_000), .connect(node, life: nodes[node].life))
