@@ -207,7 +207,8 @@ extension Simulation {
         case .pending:
             flowsPending += 1
             nodes[node].spool.append(ModelFrame(said))
-            if case .commit(let units) = said.action { note(said, units) }
+            // A step's word is no claim: whoever else ends the flow first is heard.
+            if case .commit(let units) = said.action, claim != nil { note(said, units) }
         case .open:
             // The client may try again.
             if random.chance(2) { finish(said.id, in: random.delay(100_000)) }
