@@ -55,6 +55,9 @@ static const unsigned char m0016[] = {
 static const unsigned char m0017[] = {
 #embed "../../migrations/0017_share_retention.sql"
 };
+static const unsigned char m0018[] = {
+#embed "../../migrations/0018_open_beyond_the_ledger.sql"
+};
 
 struct migration {
     const char *name;
@@ -80,6 +83,7 @@ static const struct migration migrations[] = {
     {"0015_weigh_witnesses.sql", m0015, sizeof m0015},
     {"0016_lighten_traffic.sql", m0016, sizeof m0016},
     {"0017_share_retention.sql", m0017, sizeof m0017},
+    {"0018_open_beyond_the_ledger.sql", m0018, sizeof m0018},
 };
 
 size_t cmigrations_count(void) { return sizeof migrations / sizeof migrations[0]; }

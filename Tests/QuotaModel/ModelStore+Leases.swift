@@ -100,7 +100,7 @@ extension ModelStore {
     private mutating func settle(_ spool: Int, _ id: RowPeriod, units: Int64, leased: Int64) {
         var id = id
         if id.period == 0 {
-            id.period = quotas[id.row]?.period ?? ledger.keys.filter { $0.row == id.row }.map(\.period).max() ?? 0
+            id.period = quotas[id.row]?.period ?? lastPeriod(of: id.row)
         }
         let key = LeaseKey(spool: spool, row: id.row, period: id.period)
         var lease = leases[key] ?? Lease()

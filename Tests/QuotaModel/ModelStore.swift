@@ -121,7 +121,7 @@ public struct ModelStore: Sendable {
     /// Assigns the row, or edits its limit (nil: unlimited).
     public mutating func setLimit(_ limit: Int64?, of row: QuotaRow) {
         guard var quota = quotas[row] else {
-            let period = 1 + (ledger.keys.filter { $0.row == row }.map(\.period).max() ?? 0)
+            let period = 1 + lastPeriod(of: row)
             quotas[row] = Quota(limit: limit, period: period)
             open(RowPeriod(row: row, period: period), limit)
             return
@@ -140,12 +140,15 @@ public struct ModelStore: Sendable {
             var quota = quotas[row]!
             quota.used = 0
             quota.held = 0
-            quota.period += 1
+            quota.period = 1 + max(quota.period, lastPeriod(of: row))
             quotas[row] = quota
             open(RowPeriod(row: row, period: quota.period), quota.limit)
         }
         nextReset = due + length * ((now - due) / length + 1)
     }
+
+    /// The last period of the row that the ledger knows; 0: none.
+    func lastPeriod(of row: QuotaRow) -> Int64 { ledger.keys.lazy.filter { $0.row == row }.map(\.period).max() ?? 0 }
 
     private mutating func open(_ id: RowPeriod, _ limit: Int64?) {
         ledger[id, default: Booked()].limit += limit ?? 0

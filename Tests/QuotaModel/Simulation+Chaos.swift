@@ -45,8 +45,6 @@ extension Simulation {
 
     /// The standby takes over without the commits it had not received yet.
     private func failOver() {
-        // Not without a reset: what was booked in the period that it opened is counted no more when it opens again.
-        guard standby.nextReset == store.nextReset else { return updateStandby() }
         noteLostUnits()
         let epochs = store.spools
         store = standby

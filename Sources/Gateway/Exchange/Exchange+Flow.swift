@@ -13,7 +13,7 @@ extension Exchange {
         switch role {
         case nil, .start?:
             guard head.flow != nil else { return nil }
-            return .init(.flowStepRefused, detail: "the route is no step of a flow")
+            return .init(.flowRouteRefused, detail: "the route is no step of a flow")
         case .step?, .finish?:
             guard let text = head.flow else { return .init(.flowInvalid, detail: "the route needs Pandora-Flow") }
             return ReservationID(text) == nil ? .init(.flowInvalid) : nil

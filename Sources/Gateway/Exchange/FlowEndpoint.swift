@@ -71,14 +71,15 @@ extension Exchange {
         guard !isEnded else { return }
         self.endpoint?.knowsFlow = settled.knowsFlow
         if let reason = ExchangeMachine.Reason(settled) { return refuse(reason) }
-        let state = settled.stateText ?? "open"
+        // A resolution ends the flow, or is refused.
+        guard case .ended(let outcome) = settled else { return refuse(.init(.quotaUnavailable)) }
         // Said again, it is the same word; the other word comes too late.
-        guard state == (endpoint.action == .commit ? "committed" : "rolled_back") else {
-            return refuse(.init(.flowClosed, detail: state))
+        switch (endpoint.action, outcome) {
+        case (.commit, .committed), (.rollback, .rolledBack):
+            answer(json: Array("{\"id\":\"\(endpoint.id)\",\"state\":\"\(outcome.text)\"}\n".utf8))
+        default:
+            refuse(.init(outcome))
         }
-        var json: [UInt8] = []
-        json.append(contentsOf: "{\"id\":\"\(endpoint.id)\",\"state\":\"\(state)\"}\n".utf8)
-        answer(json: json)
     }
 
     private func answer(json body: [UInt8]) {

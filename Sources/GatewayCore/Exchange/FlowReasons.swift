@@ -18,12 +18,20 @@ extension ExchangeMachine.Reason {
         switch answer {
         case .passed, .repeated: return nil
         case .finishing: self.init(.flowFinishing)
-        case .ended(let outcome): self.init(.flowClosed, detail: outcome.text)
+        case .ended(let outcome): self.init(outcome)
         case .unknown: self.init(.flowNotFound)
-        case .refused(.foreign): self.init(.flowStepRefused, detail: "the route is not of this flow")
-        case .refused(.order): self.init(.flowStepRefused, detail: "not the next step in the flow's order")
-        case .refused(.hops): self.init(.flowStepRefused, detail: "the flow has had all its hops")
+        case .refused(.foreign): self.init(.flowRouteRefused, detail: "the route is not of this flow")
+        case .refused(.order): self.init(.flowStepRefused)
+        case .refused(.hops): self.init(.flowHopsExceeded)
         case .unavailable(let retryAfter): self.init(.quotaUnavailable, retryAfter: retryAfter)
+        }
+    }
+
+    /// The flow has ended, and not as the client wants it now.
+    public init(_ outcome: FlowOutcome) {
+        switch outcome {
+        case .committed, .rolledBack: self.init(.flowClosed, detail: outcome.text)
+        case .expired: self.init(.flowExpired)
         }
     }
 

@@ -45,6 +45,9 @@ public enum Refusal: UInt8, Sendable, CaseIterable {
     case flowStepRefused = 83
     case flowLimit = 84
     case flowInvalid = 85
+    case flowExpired = 86
+    case flowRouteRefused = 87
+    case flowHopsExceeded = 88
 
     /// The stable code that clients and operators see.
     public var code: StaticString { about.code }
@@ -188,9 +191,15 @@ extension Refusal {
         case .flowFinishing:
             About(409, "FLOW_FINISHING", "Flow finishing", "Another request is finishing this flow.")
         case .flowClosed:
-            About(409, "FLOW_CLOSED", "Flow closed", "The flow was committed, rolled back, or has expired.")
+            About(409, "FLOW_CLOSED", "Flow closed", "The flow was committed or rolled back.")
+        case .flowExpired:
+            About(409, "FLOW_EXPIRED", "Flow expired", "The flow was not finished in time. Start a new one.")
         case .flowStepRefused:
-            About(403, "FLOW_STEP_REFUSED", "Not a step of the flow", "The flow does not take this step now.")
+            About(403, "FLOW_STEP_REFUSED", "Not the flow's next step", "The flow takes its steps in another order.")
+        case .flowRouteRefused:
+            About(403, "FLOW_ROUTE_REFUSED", "Not a route of the flow", "Send Pandora-Flow to the steps of its own flow only.")
+        case .flowHopsExceeded:
+            About(403, "FLOW_HOPS_EXCEEDED", "Too many hops", "The flow has had all its steps: finish it or roll it back.")
         case .flowLimit:
             About(429, "FLOW_LIMIT", "Too many open flows", "Finish an open flow before starting another.")
         case .flowInvalid:

@@ -72,9 +72,11 @@ struct LeaseShelf {
     var lease: Lease?
     /// Leases of other periods with requests in flight or returns on the way; almost always empty.
     var past: [Lease] = []
-    /// The last lease that was done with; a failover may bring it back by losing its returns, and a limit that is set again
-    /// in the same period.
-    var dropped: Lease?
+    /// Leases that were done with, by period, the newest last: a failover may bring one back by losing its returns, and a
+    /// limit that is set again in the same period.
+    private var dropped: [Lease] = []
+    /// No lease up to this period is remembered.
+    private(set) var forgottenPeriod: Int64 = 0
     /// The lease may be used before this moment …
     var useUntil: Int64 = .min
     /// … and before this one, the end of its period.
@@ -131,6 +133,18 @@ struct LeaseShelf {
     var isEmpty: Bool {
         waiters.isEmpty && !isAsking && past.isEmpty
             && (lease.map { $0.inUse == 0 && $0.idle == 0 && !$0.owesReturn } ?? true)
+    }
+
+    /// Remembers a lease that was done with, beside `most - 1` others.
+    mutating func drop(_ lease: Lease, remembering most: Int) {
+        let index = dropped.firstIndex { $0.period > lease.period } ?? dropped.endIndex
+        dropped.insert(lease, at: index)
+        if dropped.count > most { forgottenPeriod = dropped.removeFirst().period }
+    }
+
+    /// The lease of a period that was done with, remembered no longer; nil: there was none, or it is forgotten.
+    mutating func takeDropped(of period: Int64) -> Lease? {
+        dropped.firstIndex { $0.period == period }.map { dropped.remove(at: $0) }
     }
 
     mutating func withLease<T>(of period: Int64, _ body: (inout Lease) -> T) -> T? {

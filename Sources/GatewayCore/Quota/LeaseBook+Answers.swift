@@ -52,9 +52,7 @@ extension LeaseBook {
             }
         }
         // Done with while there was no limit: what was charged from it may not be booked yet, and is open in the store.
-        if shelves[slot].lease == nil, shelves[slot].dropped?.period == numbers.period {
-            shelves[slot].lease = shelves[slot].dropped
-        }
+        if shelves[slot].lease == nil { shelves[slot].lease = shelves[slot].takeDropped(of: numbers.period) }
         if shelves[slot].lease == nil {
             shelves[slot].lease = Lease(period: numbers.period, totals: numbers.totals, open: numbers.ownOpen)
         } else if shelves[slot].lease!.learn(numbers.totals) {

@@ -135,13 +135,12 @@ extension LeaseBook {
                 return
             }
             guard record.open > 0 else { return }
-            let dropped = shelves[slot].dropped
-            if var lease = dropped, lease.period == record.period {
+            if var lease = shelves[slot].takeDropped(of: record.period) {
                 // Done with, but a failover may have lost that: what was returned is said again.
                 _ = lease.learn(record.totals)
                 shelves[slot].past.append(lease)
                 keepWarm(slot, now)
-            } else if record.period > dropped?.period ?? 0 {
+            } else if record.period > shelves[slot].forgottenPeriod {
                 // A grant whose answer was lost.  It goes back: a question will follow if its units are wanted.
                 adopt(record, slot, now)
             }

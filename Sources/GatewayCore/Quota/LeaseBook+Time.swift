@@ -77,7 +77,7 @@ extension LeaseBook {
             _ = shelves[slot].past[index].returnIdle()
             let lease = shelves[slot].past[index]
             if lease.inUse == 0, !lease.owesReturn {
-                if lease.period >= shelves[slot].dropped?.period ?? 0 { shelves[slot].dropped = lease }
+                shelves[slot].drop(lease, remembering: limits.droppedMax)
                 shelves[slot].past.remove(at: index)
             } else {
                 index += 1

@@ -27,6 +27,9 @@ public struct LeaseLimits: Sendable, Equatable {
     public var rowsMax = 100_000
     /// A row without units, waiters and traffic for so long is forgotten.
     public var forgetAfter: Int64 = 60_000_000
+    /// Periods of a row whose leases are remembered after they were done with.  A failover that loses commits of older ones
+    /// leaves what it opens again of them held until the process ends; nothing is admitted in them any more.
+    public var droppedMax = 8
     /// How long "no limit" is believed where the key's entry says otherwise.
     public var unlimitedFor: Int64 = 250_000
     /// Least time between two questions for units ahead of traffic, a row.

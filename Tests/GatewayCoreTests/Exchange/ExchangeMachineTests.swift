@@ -231,8 +231,9 @@ import Testing
         let hops: [(FlowHopAnswer, Refusal, String?)] = [
             (.finishing, .flowFinishing, nil), (.ended(.committed(units: 1)), .flowClosed, "committed"),
             (.ended(.rolledBack), .flowClosed, "rolled_back"),
-            (.ended(.expired(charged: 0)), .flowClosed, "expired"), (.unknown, .flowNotFound, nil),
-            (.refused(.hops), .flowStepRefused, "the flow has had all its hops"), (.unavailable(retryAfter: 2), .quotaUnavailable, nil),
+            (.ended(.expired(charged: 0)), .flowExpired, nil), (.unknown, .flowNotFound, nil),
+            (.refused(.foreign), .flowRouteRefused, "the route is not of this flow"), (.refused(.order), .flowStepRefused, nil),
+            (.refused(.hops), .flowHopsExceeded, nil), (.unavailable(retryAfter: 2), .quotaUnavailable, nil),
         ]
         for (answer, refusal, detail) in hops {
             let reason = ExchangeMachine.Reason(answer)
