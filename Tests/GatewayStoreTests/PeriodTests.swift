@@ -147,6 +147,26 @@ import Testing
         }
     }
 
+    /// A failover forgot that the period was opened, and a gateway had used units of it.
+    @Test func aResetOpensAPeriodBeyondWhatTheLedgerKnows() async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60);
+                INSERT INTO log_spool (id, node) VALUES ('00000000-0000-7000-8000-000000000001', 'n');
+                SELECT settle_hops('00000000-0000-7000-8000-000000000001', '{1}', '{1}', '{2}', '{7}', '{7}', '{1}');
+                UPDATE project_service SET next_reset = now() - interval '1 h';
+                """)
+            #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
+            #expect(
+                try await store.run("SELECT period, used_request, ledger_used, openings, is_wrong FROM quota_balance") == ["3|0|0|1|f"])
+            #expect(
+                try await store.run("SELECT period, sum(used_delta), sum(limit_delta) FROM quota_ledger GROUP BY 1 ORDER BY 1")
+                    == ["1|0|60", "2|7|0", "3|0|60"])
+        }
+    }
+
     /// Of one service of one project: the others have their own periods.
     @Test func aResetLeavesOtherServicesAndOtherProjectsAlone() async throws {
         try await withStore { store in

@@ -85,6 +85,7 @@ extension ModelStore {
         try require(spool, epoch)
         guard spools[spool]!.shippedTo == start else { return spools[spool]!.shippedTo }
         spools[spool]!.shippedTo += frames.count
+        spools[spool]!.shippedAt = now
         var sums: [RowPeriod: (units: Int64, leased: Int64)] = [:]
         for frame in frames where frame.units > 0 {
             let sum = sums[RowPeriod(row: frame.row, period: frame.period)] ?? (0, 0)
@@ -125,11 +126,30 @@ extension ModelStore {
         }
     }
 
-    /// Charges what holders silent for longer than `silence` have open.
+    /// `write_off_silent`: charges what holders have open of whom nothing was heard for longer than `silence`, of no lease and
+    /// of no log either.
     public mutating func writeOff(silence: Int64) {
-        for (key, lease) in leases where lease.open > 0 && lease.heardAt < now - silence {
+        let heard = leases.filter { $0.value.heardAt >= now - silence }.map(\.key.spool)
+        let shipped = spools.filter { $0.value.shippedAt.map { $0 >= now - silence } ?? false }.keys
+        for (key, lease) in leases where lease.open > 0 && !heard.contains(key.spool) && !shipped.contains(key.spool) {
             closeLease(key, charge: true)
         }
+    }
+
+    /// `drop_settled_leases`: those of past periods that were not heard of for longer than `age`.  Returns how many.
+    @discardableResult
+    public mutating func dropSettledLeases(olderThan age: Int64) -> Int {
+        let before = leases.count
+        leases = leases.filter { key, lease in
+            lease.open > 0 || lease.lost != lease.refunded || lease.heardAt >= now - age
+                || quotas[key.row].map { $0.period <= key.period } ?? false
+        }
+        return before - leases.count
+    }
+
+    /// A holder is heard of now.
+    public mutating func hear(_ spool: Int) {
+        for key in leases.keys where key.spool == spool { leases[key]!.heardAt = now }
     }
 
     /// An operator's word that a node is gone.

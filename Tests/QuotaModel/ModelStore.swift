@@ -96,6 +96,8 @@ public struct ModelStore: Sendable {
     public struct Spool: Sendable, Equatable {
         public var epoch: Int64 = 1
         public var shippedTo = 0
+        /// Nil: nothing was shipped yet.
+        public var shippedAt: Int64?
     }
 
     /// Microseconds of the store's clock; set by whoever drives it.
@@ -162,16 +164,9 @@ public struct ModelStore: Sendable {
 
     /// Opens a spool for a process: the epoch goes up, whoever had it before is fenced.
     public mutating func open(_ spool: Int) -> Spool {
-        if let known = spools[spool] {
-            spools[spool] = Spool(epoch: known.epoch + 1, shippedTo: known.shippedTo)
-        } else {
-            spools[spool] = Spool()
-        }
+        if spools[spool] == nil { spools[spool] = Spool() } else { spools[spool]!.epoch += 1 }
         return spools[spool]!
     }
-
-    /// Undoes a fence, for tests that go on with the same holder.
-    public mutating func reopen(_ spool: Int) { spools[spool]!.epoch = 1 }
 
     func require(_ spool: Int, _ epoch: Int64) throws(Failure) {
         guard spools[spool]?.epoch == epoch else { throw .fenced }

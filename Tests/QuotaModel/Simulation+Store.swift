@@ -2,6 +2,9 @@ internal import GatewayCore
 
 // Messages between nodes and the store, and the shipping of spools.
 extension Simulation {
+    /// Less than a gateway has, so that leases are dropped within a run.
+    private static let leaseKeep: Int64 = 5_000_000
+
     func send(_ node: Int, _ request: StoreRequest) {
         guard let connection = nodes[node].connection else { return }
         let at = max(nodes[node].lastDelivery, now + random.delay(400))
@@ -196,6 +199,7 @@ extension Simulation {
         // A store that came up a moment ago waits for the settlements that wait for it.
         if now >= storeDownUntil + 2_000_000 || storeDownUntil == 0 { store.expireFlows() }
         if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
+        store.dropSettledLeases(olderThan: Self.leaseKeep)
         noteLimits()
         if random.chance(3) { updateStandby() }
     }

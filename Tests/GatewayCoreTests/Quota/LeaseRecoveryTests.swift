@@ -216,25 +216,51 @@ import Testing
         #expect(booked == 10 && promoted.quotas[row]!.used == 10 && promoted.defect() == nil)
     }
 
-    @Test func aFailoverThatLostTheReturnOfAnEndedPeriodIsMended() throws {
+    @Test(arguments: [1, 3] as [Int64]) func aFailoverThatLostTheReturnOfAnEndedPeriodIsMended(_ periods: Int64) throws {
         var store = store(100, period: 60_000_000)
         var (desk, hold) = try desk(&store, holding: 10)
         desk.settle(hold, charge: 10)
         desk.ship([charged(hold)], to: &store)
         var standby = store
+        for period in 1...periods {
+            desk.wait(1_300_000)
+            desk.talk(to: &store)
+            desk.now = period * 60_000_000
+            desk.admit(want())
+            desk.talk(to: &store)
+            let next = try #require(desk.answers.last?.admission.hold)
+            #expect(next.period == period + 1)
+            desk.settle(next, charge: 0)
+        }
         desk.wait(1_300_000)
         desk.talk(to: &store)
-        desk.now = 60_000_000
-        desk.admit(want())
-        desk.talk(to: &store)
-        desk.wait(1_300_000)
-        desk.talk(to: &store)
+        #expect(standby.leases.values.map(\.open) == [40])
         desk.loseConnection()
         desk.connect()
         desk.talk(to: &standby)
         desk.wait(1_000)
         desk.talk(to: &standby)
         #expect(standby.leases.values.allSatisfy { $0.open == 0 } && standby.defect() == nil)
+    }
+
+    /// The batch comes before the period is opened once more, or after.
+    @Test(arguments: [true, false]) func whatAPeriodUsedThatAFailoverForgotIsInTheBooks(_ comesFirst: Bool) throws {
+        var store = store(100, period: 60_000_000)
+        var desk = LeaseDesk(&store)
+        var promoted = store
+        desk.now = 60_000_000
+        desk.admit(want(10))
+        desk.talk(to: &store)
+        let hold = try #require(desk.answers.last?.admission.hold)
+        #expect(hold.period == 2)
+        desk.settle(hold, charge: 10)
+        desk.loseConnection()
+        promoted.now = desk.now
+        if comesFirst { desk.ship([charged(hold)], to: &promoted) }
+        promoted.resetIfDue()
+        if !comesFirst { desk.ship([charged(hold)], to: &promoted) }
+        #expect(promoted.quotas[row]!.period == (comesFirst ? 3 : 2) && promoted.quotas[row]!.used == (comesFirst ? 0 : 10))
+        #expect(promoted.ledger[ModelStore.RowPeriod(row: row, period: 2)]!.used == 10 && promoted.defect() == nil)
     }
 
     @Test func aHoldThatStraddlesAResetNeitherMintsNorEats() throws {
