@@ -41,13 +41,17 @@ extension Simulation {
         noteLimits()
     }
 
-    func updateStandby() { standby = store }
+    func updateStandby() {
+        standby = store
+        droppedLeases = [:]
+    }
 
     /// The standby takes over without the commits it had not received yet.
     private func failOver() {
         noteLostUnits()
         let epochs = store.spools
         store = standby
+        droppedLeases = [:]
         store.now = now
         for (spool, known) in epochs where store.spools[spool]?.epoch != known.epoch {
             store.restoreEpoch(of: spool, known.epoch)
@@ -59,7 +63,7 @@ extension Simulation {
     }
 
     private func noteLostUnits() {
-        for (key, lease) in store.leases {
+        for (key, lease) in store.leases.merging(droppedLeases, uniquingKeysWith: { kept, _ in kept }) {
             mayBeSoldTwice[key.rowPeriod, default: 0] += max(0, lease.granted - (standby.leases[key]?.granted ?? 0))
         }
         // What an earlier life charged is open again until it is shipped again. This life knows nothing of it, takes it for

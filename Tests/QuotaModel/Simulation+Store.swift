@@ -199,7 +199,10 @@ extension Simulation {
         // A store that came up a moment ago waits for the settlements that wait for it.
         if now >= storeDownUntil + 2_000_000 || storeDownUntil == 0 { store.expireFlows() }
         if let silence = options.writeOffAfter { store.writeOff(silence: silence) }
-        store.dropSettledLeases(olderThan: Self.leaseKeep)
+        let leases = store.leases
+        if store.dropSettledLeases(olderThan: Self.leaseKeep) > 0 {
+            droppedLeases.merge(leases.filter { store.leases[$0.key] == nil }) { _, last in last }
+        }
         noteLimits()
         if random.chance(3) { updateStandby() }
     }

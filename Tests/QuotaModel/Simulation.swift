@@ -60,6 +60,8 @@ public final class Simulation {
     /// Whether the store was touched since it was last checked.
     private var mustCheck = false
     var standby: ModelStore
+    /// Leases that the store dropped since the standby heard of it last.
+    var droppedLeases: [ModelStore.LeaseKey: ModelStore.Lease] = [:]
     var rows: [QuotaRow] = []
     var nodes: [SimulatedNode]
     var nextSpool: Int

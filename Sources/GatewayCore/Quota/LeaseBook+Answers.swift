@@ -93,7 +93,8 @@ extension LeaseBook {
         let lease = shelves[slot].lease!
         let others = numbers.held > numbers.ownOpen
         // What went back since the question was sent, at a recall or a limit that was lowered, is held in the answer, by nobody.
-        let reach = numbers.free + lease.idle + lease.returning
+        // Less than nothing is idle where a failover lost a grant: what is free is asked for to make up for it, then refused.
+        let reach = numbers.free + max(0, lease.idle) + lease.returning
         let view = view(of: shelves[slot], now) ?? .unknown
         let retryHeld = max(limits.retryAfterHeld, numbers.flowDeadlineIn.map(Self.seconds) ?? 0)
         resolve(slot) { waiter, book in

@@ -160,12 +160,14 @@ extension LeaseBook {
         keepWarm(slot, now)
     }
 
-    /// Leases the store does not know at all: their grants are gone.
+    /// Leases the store does not know at all: a failover lost their grants, or they were dropped, long settled, from a period
+    /// that is over.  Where they are asked for once more, what was charged from them counts.
     private mutating func disown(_ slot: Int, _ known: Set<LeaseID>, _ now: Int64) {
         let row = shelves[slot].row
         if let lease = shelves[slot].lease, lease.granted > 0, !known.contains(LeaseID(row: row, period: lease.period)) {
+            if lease.idle > 0 || lease.inUse > 0 { counters.leasesLost += 1 }
             _ = shelves[slot].lease!.learn(.zero)
-            counters.leasesLost += 1
+            retire(slot)
         }
         for index in shelves[slot].past.indices {
             let lease = shelves[slot].past[index]

@@ -16,6 +16,8 @@ import Testing
         return store
     }
 
+    func free(_ store: ModelStore) -> Int64? { store.quotas[row]?.free }
+
     func charged(_ hold: QuotaHold) -> ModelFrame {
         ModelFrame(row: hold.row, period: hold.period, units: hold.units, leased: hold.leased)
     }
@@ -214,6 +216,57 @@ import Testing
         desk.ship([charged(hold)], to: &promoted)
         let booked = promoted.ledger.values.reduce(0) { $0 + $1.overrun }
         #expect(booked == 10 && promoted.quotas[row]!.used == 10 && promoted.defect() == nil)
+    }
+
+    /// The question did not know yet that it had to make up for what was used.
+    @Test func whatAFailoverLeftUncoveredIsAskedForBeforeAnybodyIsRefused() throws {
+        var store = store(39)
+        var promoted = store
+        var (desk, hold) = try desk(&store, holding: 30)
+        desk.settle(hold, charge: 30)
+        // The failover forgets that a new period began, and that there was a lease in the one before.
+        store.unassign(row)
+        store.setLimit(39, of: row)
+        desk.wait(10_000_000)
+        desk.admit(want())
+        desk.wait(5_000)
+        desk.talk(to: &store)
+        #expect(desk.answers.last?.admission.hold?.period == 2)
+        desk.loseConnection()
+        desk.answers = []
+        _ = promoted.open(1)
+        promoted.now = desk.now
+        desk.connect()
+        desk.talk(to: &promoted)
+        desk.admit(want(10))
+        desk.wait(5_000)
+        desk.talk(to: &promoted)
+        #expect(desk.answers.isEmpty && free(promoted) == 20, "a refusal answers for what is free")
+        desk.wait(10_000)
+        desk.talk(to: &promoted)
+        #expect(desk.answers.last?.admission.isUsedUp == true && free(promoted) == 0)
+        desk.ship([charged(hold)], to: &promoted)
+        #expect(promoted.ledger.values.allSatisfy { $0.overrun == 0 } && promoted.defect() == nil)
+    }
+
+    /// Dropped by the store long after its period ended, while its holder still knew it.
+    @Test func aLeaseThatTheStoreDroppedIsOverForItsHolder() throws {
+        var store = store(100, period: 60_000_000)
+        let (first, _) = try desk(&store, holding: 1)
+        _ = first
+        // The next process finds it and gives it back; nobody asks for the row any more.
+        var desk = LeaseDesk(&store)
+        store.now = 61_000_000
+        store.resetIfDue()
+        desk.now = 7_200_000_000
+        store.now = desk.now
+        #expect(store.dropSettledLeases(olderThan: 3_600_000_000) == 1)
+        desk.loseConnection()
+        desk.connect()
+        desk.talk(to: &store)
+        desk.book.close(now: desk.now)
+        desk.wait(1_000_000)
+        #expect(desk.book.isClosed && desk.book.counters.leasesLost == 0)
     }
 
     @Test(arguments: [1, 3] as [Int64]) func aFailoverThatLostTheReturnOfAnEndedPeriodIsMended(_ periods: Int64) throws {
