@@ -321,10 +321,10 @@ class Crowd:
     async def connect(self, number):
         return await asyncio.open_connection("127.0.0.1", self.ports[number % len(self.ports)])
 
-    async def ask(self, connection, data):
-        """Sent again where the answer is 503: that says nothing of the quota."""
+    async def ask(self, connection, data, times=5):
+        """Sent again where the answer is 503, which says nothing of the quota; but nobody is to hear that for ever."""
         reader, writer = connection
-        while True:
+        for _ in range(times):
             writer.write(data)
             head = await reader.readuntil(b"\r\n\r\n")
             answer = Answer(head[:-4])
@@ -333,6 +333,7 @@ class Crowd:
                 return answer
             self.again[answer.json()["code"]] += 1
             await asyncio.sleep(0.5)
+        raise AssertionError(f"503 for {times} times, of all together {dict(self.again)}: {answer}")
 
     def run(self, count, walk):
         """`walk(connection)` for so many connections, once all of them stand."""
