@@ -13,7 +13,7 @@ import pytest
 import conftest
 import kit
 import tenants as tenancy
-from sites import Site
+from sites import Site, judge_at_once
 from wire import Cut, Wire, request
 
 
@@ -215,3 +215,57 @@ def test_stop_answers_every_received_request_and_exits_0(site):
     assert used == ledger == len(told) and held == 0
     site.gateway.start()
     assert ask(site, environment.key).status == 200
+
+
+@pytest.mark.parametrize("is_dead", [True, False], ids=["killed", "paused"])
+def test_what_a_silent_node_holds_is_charged_until_it_is_heard_again(binary, services, raw, tmp_path, is_dead):
+    """Whatever it may have served is paid for; in the end it is what it did serve."""
+    settings = conftest.configuration(services, workers=1, quota={"lost_after": "1m"})
+    site = Site(binary, services, tmp_path, {**settings, "log": {"batch_time": "1m"}})
+    try:
+        silent, doctor, environment = site.gateway, kit.Pandora(binary, site.postgres.url()), site.tenants.environment(orders=1000)
+        judge_at_once(site.postgres)
+
+        def serve(gateway, times):
+            with Wire(gateway.port) as wire:
+                answers = [wire.send(request("GET", "/echo", key=environment.key)).read() for _ in range(times)]
+            assert [answer.status for answer in answers] == [200] * times
+            return {answer.id for answer in answers}
+
+        def become(**booked):
+            """The ledger says so by kind, the counters agree, and nothing is held."""
+            used = sum(booked.values())
+            kit.eventually(lambda: site.log.quota(environment, "orders") == [used, 1000 - used, 0, used], what=f"{used} are used")
+            rows = site.postgres.psql("SELECT kind, sum(used_delta) FROM pandora.quota_ledger WHERE used_delta <> 0 GROUP BY 1")
+            assert {kind: int(units) for kind, units in rows} == booked
+            assert doctor.run("doctor").stdout == "nothing is wrong\n"
+
+        told, token = serve(silent, 10), uuid.uuid4().hex
+        with Wire(silent.port) as wire:
+            wire.send(request("GET", f"/say?hold={token}", key=environment.key))
+            kit.eventually(lambda: raw.seen(token), what="one more is upstream")
+            kit.eventually(lambda: site.log.quota(environment, "orders") == [0, 1000, 11, 0], what="the log waits, idle units are back")
+            if is_dead:
+                silent.kill()
+            else:
+                silent.process.send_signal(signal.SIGSTOP)
+            for table, column in (("log_spool", "shipped_at"), ("quota_lease", "heard_at")):
+                site.postgres.psql(f"UPDATE pandora.{table} SET {column} = {column} - interval '2 min'")
+            # Whoever comes looks for the silent at once, and every ten seconds from then on.
+            other = kit.Gateway("other", binary, settings, tmp_path, site.postgres.url())
+            site.gateways.append(other)
+            become(lost=11)
+            told |= serve(other, 1)
+            become(lost=11, hops=1)
+            raw.release(token)
+            if is_dead:
+                silent.start()
+            else:
+                silent.process.send_signal(signal.SIGCONT)
+                told.add(wire.read().id)
+        told |= serve(silent, 1)
+        assert [gateway.stop() for gateway in site.gateways] == [0, 0]
+        become(lost=11, hops=len(told), refund=-11)
+        assert site.log.ids("units > 0") == told
+    finally:
+        site.remove()
