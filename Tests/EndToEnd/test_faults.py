@@ -1,7 +1,10 @@
 """PostgreSQL away, the gateway killed, the gateway asked to stop: nothing that was answered is lost."""
 
 import collections
+import concurrent.futures
 import contextlib
+import json
+import pathlib
 import signal
 import subprocess
 import threading
@@ -11,8 +14,10 @@ import uuid
 import pytest
 
 import conftest
+import flows
 import kit
 import tenants as tenancy
+from flows import endings, started
 from sites import Site, judge_at_once
 from wire import Cut, Wire, request
 
@@ -267,5 +272,66 @@ def test_what_a_silent_node_holds_is_charged_until_it_is_heard_again(binary, ser
         assert [gateway.stop() for gateway in site.gateways] == [0, 0]
         become(lost=11, hops=len(told), refund=-11)
         assert site.log.ids("units > 0") == told
+    finally:
+        site.remove()
+
+
+def resize(gateway, workers):
+    """So many workers are in its file from now on."""
+    file = pathlib.Path(gateway.command[-1])
+    file.write_text(json.dumps({**json.loads(file.read_text()), "workers": workers}))
+
+
+@pytest.mark.parametrize("before, after", [(4, 1), (1, 4)])
+def test_restart_with_another_number_of_workers_loses_nothing(binary, services, raw, tmp_path, before, after):
+    """What a worker left in its spool, and what it held, is nobody's of the workers that come, or of several."""
+    settings = flows.configuration(services, {"keep": {}}, workers=before, log={"batch_time": "1m"})
+    site = Site(binary, services, tmp_path, settings)
+    try:
+        gateway, environment, token = site.gateway, site.tenants.environment(orders=1000), uuid.uuid4().hex
+
+        def serve():
+            """A connection belongs to one worker."""
+            for _ in range(32):
+                answer = ask(site, environment.key, "/say")
+                assert answer.status == 200, answer
+                served.append(answer.id)
+
+        def begin(count):
+            return [started(gateway.port, environment.key) for _ in range(count)]
+
+        served = []
+        serve()
+        settled, left = begin(8), begin(8)
+        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(8) as threads:
+            for wire in [stack.enter_context(Wire(gateway.port)) for _ in range(8)]:
+                wire.send(request("GET", f"/say?dying&hold={token}", key=environment.key))
+            finishing = [threads.submit(flow.finish, f"/say?finishing&hold={token}-finish") for flow in settled]
+            kit.eventually(lambda: len(raw.seen(token)) == 16, what="all of them are upstream")
+            site.postgres.stop()
+            raw.release(f"{token}-finish")
+            finished = [one.result() for one in finishing]
+            assert [answer["pandora-flow-state"] for answer in finished] == ["pending"] * 8
+            gateway.kill()
+            raw.release(token)
+        site.postgres.start()
+        resize(gateway, after)
+        gateway.start()
+        kit.eventually(lambda: site.log.quota(environment, "orders") == [40, 960, 8, 40], what="all is charged, and the open flows held")
+        [[spools]] = site.postgres.psql("SELECT count(DISTINCT spool_id) FROM pandora.quota_ledger WHERE kind = 'hops'")
+        assert (int(spools) > 1) == (before > 1)
+        for flow in left:
+            flow.port = gateway.port
+            finished.append(flow.finish())
+            assert finished[-1]["pandora-flow-state"] == "committed"
+        serve()
+        assert gateway.stop() == 0
+        assert site.log.quota(environment, "orders") == [80, 920, 0, 80]
+        assert [endings(site.postgres, flow) for flow in settled + left] == [[("committed", 1)]] * 16
+        hops = [flow.chain.partition(".")[0] for flow in settled + left] + [answer.id for answer in finished]
+        for condition, told in (("units > 0", served), ("units = 0", hops)):
+            assert [row["id"] for row in site.log.rows(condition)] == sorted(told)
+        assert site.postgres.psql("SELECT * FROM pandora.quota_lease WHERE granted <> settled") == []
+        assert kit.Pandora(binary, site.postgres.url()).run("doctor").stdout == "nothing is wrong\n"
     finally:
         site.remove()
