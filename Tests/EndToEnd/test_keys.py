@@ -1,12 +1,16 @@
 """Every reason for which a key is refused: its status, its problem, its row in the log."""
 
 import re
+import shutil
+import struct
+import subprocess
 import threading
 import time
 import uuid
 
 import pytest
 
+import conftest
 import kit
 from tenants import new_secret
 from wire import Wire, ask, request
@@ -157,6 +161,68 @@ def test_cached_key_expires_by_the_clock(gateway, tenants, environment):
     tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() + interval '5 s' WHERE prefix = '{secret[3:11]}'")
     assert ask(gateway.port, "GET", "/echo", key=secret).status == 200
     kit.eventually(lambda: ask(gateway.port, "GET", "/echo", key=secret).status == 401, what="the key expires")
+
+
+class Clock:
+    """The time of day of a process, so many seconds ahead of everybody else's; other clocks are nobody's to set."""
+
+    SOURCE = r"""
+        #define _GNU_SOURCE
+        #include <fcntl.h>
+        #include <stdint.h>
+        #include <stdlib.h>
+        #include <sys/mman.h>
+        #include <sys/syscall.h>
+        #include <time.h>
+        #include <unistd.h>
+
+        static const volatile int64_t *ahead;
+
+        __attribute__((constructor)) static void begin(void) {
+            ahead = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, open(getenv("CLOCK_AHEAD"), O_RDONLY), 0);
+        }
+
+        int clock_gettime(clockid_t clock, struct timespec *now) {
+            int code = syscall(SYS_clock_gettime, clock, now);
+            if (code == 0 && clock == CLOCK_REALTIME && ahead) now->tv_sec += *ahead;
+            return code;
+        }
+        """
+
+    def __init__(self, directory):
+        source, library, self.file = directory / "clock.c", directory / "clock.so", (directory / "ahead").open("w+b", buffering=0)
+        source.write_text(self.SOURCE)
+        subprocess.run([shutil.which("clang") or "cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.before = ["env", f"LD_PRELOAD={library}", f"CLOCK_AHEAD={self.file.name}"]
+        self.jump(0)
+
+    def jump(self, ahead):
+        self.file.seek(0)
+        self.file.write(struct.pack("q", ahead))
+
+
+def test_a_key_expires_by_a_clock_that_jumps(binary, services, postgres, tenants, log, tmp_path):
+    clock, environment = Clock(tmp_path), tenants.environment(orders=100)
+    gateway = kit.Gateway("jumping", binary, conftest.configuration(services, workers=1), tmp_path, postgres.url(), clock.before)
+    try:
+        secret, hour, served = tenants.add_key(environment), 3600, 0
+        tenants.sql(f"UPDATE pandora.api_key SET expires_at = now() + interval '1 h' WHERE prefix = '{secret[3:11]}'")
+        with Wire(gateway.port) as wire:
+            for ahead, is_good in ((0, True), (hour + 1, False), (0, True), (25 * hour, False), (hour + 1, False), (hour - 600, True)):
+                clock.jump(ahead)
+                answer = wire.send(request("GET", "/echo", key=secret)).read()
+                if is_good:
+                    assert answer.status == 200, (ahead, answer)
+                else:
+                    refused(log, answer, 401, "KEY_EXPIRED")
+                # Nothing else is a matter of that clock.
+                assert wire.send(request("GET", "/echo", key=environment.key)).read().status == 200
+                served += 1 + is_good
+        assert gateway.stop() == 0
+        assert log.quota(environment, "orders") == [served, 100 - served, 0, served]
+    finally:
+        gateway.stop()
+        clock.file.close()
 
 
 @pytest.mark.parametrize("table, code", [("environment", "ENVIRONMENT_DISABLED"), ("project", "PROJECT_DISABLED")])

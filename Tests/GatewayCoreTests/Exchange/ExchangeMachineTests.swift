@@ -72,6 +72,17 @@ import Testing
         }
     }
 
+    @Test func aClockThatJumpsDecidesOfEachRequestAnew() {
+        let second: Int64 = 1_000_000
+        let entry = entry(expiresAt: 100 * second)
+        for (now, isGood) in [(99, true), (101, false), (99, true), (90_000, false), (100, false), (-90_000, true), (100, false)] {
+            var machine = ExchangeMachine(charge: .onSuccess)
+            let step = machine.keyResolved(entry, route: route(), now: Int64(now) * second)
+            #expect((step == .refuse(.init(.keyExpired))) == !isGood, "at \(now)")
+            #expect((machine.phase == .admitting) == isGood, "at \(now)")
+        }
+    }
+
     @Test func refusalsOfQuotaSayWhenToComeBack() {
         let view = QuotaView(limit: 1, remaining: 0, resetSeconds: 60)
         let endless = QuotaView(limit: 1, remaining: 0, resetSeconds: nil)
