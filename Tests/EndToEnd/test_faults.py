@@ -276,6 +276,25 @@ def test_what_a_silent_node_holds_is_charged_until_it_is_heard_again(binary, ser
         site.remove()
 
 
+@pytest.mark.long
+def test_the_sweeper_writes_a_dead_node_off_by_itself(binary, services, raw, tmp_path):
+    site = Site(binary, services, tmp_path, conftest.configuration(services, workers=1, quota={"lost_after": "10s"}), nodes=2)
+    try:
+        dead, environment, token = site.gateways[1], site.tenants.environment(orders=10), uuid.uuid4().hex
+        with Wire(dead.port) as wire:
+            wire.send(request("GET", f"/say?hold={token}", key=environment.key))
+            kit.eventually(lambda: raw.seen(token), what="it is upstream")
+            kit.eventually(lambda: site.log.quota(environment, "orders") == [0, 10, 1, 0], what="idle units are back")
+            dead.kill()
+        raw.release(token)
+        # A minute after the other one came up, and within ten seconds more.
+        kit.eventually(lambda: site.log.quota(environment, "orders") == [1, 9, 0, 1], what="what it held is charged")
+        dead.start()
+        kit.eventually(lambda: site.log.quota(environment, "orders") == [0, 10, 0, 0], what="it served nothing")
+    finally:
+        site.remove()
+
+
 def resize(gateway, workers):
     """So many workers are in its file from now on."""
     file = pathlib.Path(gateway.command[-1])
