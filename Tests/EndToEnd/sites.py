@@ -9,9 +9,10 @@ import tenants as tenancy
 
 def judge_at_once(postgres):
     """From now on sweepers judge flows and holders at once, and not only when they have been connected for a minute."""
-    postgres.psql(r"""
-        SELECT regexp_replace(pg_get_functiondef(judge), E'\nBEGIN\n', E'\\&connected := ''0 s'';\n')
-          FROM unnest('{pandora.flow_expire, pandora.write_off_silent}'::regproc[]) AS judge \gexec""")
+    judges = "unnest('{pandora.flow_expire, pandora.write_off_silent}'::regproc[]) AS judge"
+    postgres.psql(rf"""
+        SELECT regexp_replace(pg_get_functiondef(judge), E'\nBEGIN\n', E'\\&connected := ''0 s'';\n') FROM {judges} \gexec""")
+    assert postgres.psql(f"SELECT DISTINCT pg_get_functiondef(judge) LIKE '%connected := ''0 s''%' FROM {judges}") == [["t"]]
 
 
 class Site:

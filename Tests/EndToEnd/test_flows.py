@@ -705,7 +705,7 @@ def test_a_success_that_comes_after_the_expiry_is_charged_and_told(port, key, ra
     assert sorted(endings(postgres, flow)) == [("expired", 0), ("overrun", 1)]
     books(used=1, held=0)
     assert {"state": "expired", "units": 1}.items() <= flow.show().items()
-    refused(flow.finish(), 409, "FLOW_EXPIRED")
+    refused(flow.finish(), 409, "FLOW_EXPIRED", "was charged")
     books(used=1, held=0)
 
 

@@ -180,6 +180,7 @@ class Clock:
 
         __attribute__((constructor)) static void begin(void) {
             ahead = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, open(getenv("CLOCK_AHEAD"), O_RDONLY), 0);
+            if (ahead == MAP_FAILED) abort();
         }
 
         int clock_gettime(clockid_t clock, struct timespec *now) {

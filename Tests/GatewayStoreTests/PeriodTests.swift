@@ -154,8 +154,8 @@ import Testing
             try await store.run(
                 """
                 INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60);
-                INSERT INTO log_spool (id, node) VALUES ('00000000-0000-7000-8000-000000000001', 'n');
-                SELECT settle_hops('00000000-0000-7000-8000-000000000001', '{1}', '{1}', '{2}', '{7}', '{7}', '{1}');
+                INSERT INTO log_spool (id, node) VALUES ('\(Store.spool)', 'n');
+                SELECT settle_hops('\(Store.spool)', '{1}', '{1}', '{2}', '{7}', '{7}', '{1}');
                 UPDATE project_service SET next_reset = now() - interval '1 h';
                 """)
             #expect(try await store.run("SELECT reset_if_due(1, 1)") == ["t"])
@@ -164,6 +164,35 @@ import Testing
             #expect(
                 try await store.run("SELECT period, sum(used_delta), sum(limit_delta) FROM quota_ledger GROUP BY 1 ORDER BY 1")
                     == ["1|0|60", "2|7|0", "3|0|60"])
+        }
+    }
+
+    /// Both at once, whichever has the row first.
+    @Test(arguments: [true, false]) func aResetAndABatchOfAForgottenPeriodSeeEachOther(_ batchIsFirst: Bool) async throws {
+        try await withStore { store in
+            try await store.seed(limit: 100)
+            try await store.run(
+                """
+                INSERT INTO environment_service (environment_id, service_id, max_request) VALUES (1, 1, 60);
+                INSERT INTO log_spool (id, node) VALUES ('\(Store.spool)', 'n');
+                UPDATE project_service SET next_reset = now() - interval '1 h';
+                """)
+            let batch = "SELECT pandora.settle_hops('\(Store.spool)', '{1}', '{1}', '{2}', '{7}', '{7}', '{1}')"
+            let reset = "SELECT pandora.reset_if_due(1, 1)"
+            let (first, watcher) = (try await store.connect(), try await store.connect())
+            try await first.script("BEGIN; \(batchIsFirst ? batch : reset)")
+            async let second = store.run(batchIsFirst ? reset : batch)
+            try await eventually("the other one waits") {
+                try await watcher.script(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )[0].string(0) == "1"
+            }
+            try await first.script("COMMIT")
+            _ = try await second
+            #expect(
+                try await store.run("SELECT period, used_request, ledger_used, openings, is_wrong FROM quota_balance")
+                    == [batchIsFirst ? "3|0|0|1|f" : "2|7|7|1|f"])
+            for client in [first, watcher] { await client.shutdown() }
         }
     }
 

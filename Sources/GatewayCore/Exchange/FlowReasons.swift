@@ -31,7 +31,8 @@ extension ExchangeMachine.Reason {
     public init(_ outcome: FlowOutcome) {
         switch outcome {
         case .committed, .rolledBack: self.init(.flowClosed, detail: outcome.text)
-        case .expired: self.init(.flowExpired)
+        case .expired(charged: 0): self.init(.flowExpired)
+        case .expired: self.init(.flowExpired, detail: "its finish succeeded after that, and was charged")
         }
     }
 

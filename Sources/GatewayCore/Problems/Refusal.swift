@@ -193,7 +193,7 @@ extension Refusal {
         case .flowClosed:
             About(409, "FLOW_CLOSED", "Flow closed", "The flow was committed or rolled back.")
         case .flowExpired:
-            About(409, "FLOW_EXPIRED", "Flow expired", "The flow was not finished in time. Start a new one.")
+            About(409, "FLOW_EXPIRED", "Flow expired", "The flow was not finished in time.")
         case .flowStepRefused:
             About(403, "FLOW_STEP_REFUSED", "Not the flow's next step", "The flow takes its steps in another order.")
         case .flowRouteRefused:

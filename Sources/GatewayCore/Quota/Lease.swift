@@ -77,6 +77,8 @@ struct LeaseShelf {
     private var dropped: [Lease] = []
     /// No lease up to this period is remembered.
     private(set) var forgottenPeriod: Int64 = 0
+    /// The store did not know a lease of the row: until then what was charged from it may have to be booked yet.
+    var rememberUntil: Int64 = .min
     /// The lease may be used before this moment …
     var useUntil: Int64 = .min
     /// … and before this one, the end of its period.
@@ -137,6 +139,7 @@ struct LeaseShelf {
 
     /// Remembers a lease that was done with, beside `most - 1` others.
     mutating func drop(_ lease: Lease, remembering most: Int) {
+        guard lease.period > forgottenPeriod else { return }
         let index = dropped.firstIndex { $0.period > lease.period } ?? dropped.endIndex
         dropped.insert(lease, at: index)
         if dropped.count > most { forgottenPeriod = dropped.removeFirst().period }

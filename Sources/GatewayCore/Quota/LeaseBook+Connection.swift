@@ -168,11 +168,13 @@ extension LeaseBook {
             if lease.idle > 0 || lease.inUse > 0 { counters.leasesLost += 1 }
             _ = shelves[slot].lease!.learn(.zero)
             retire(slot)
+            shelves[slot].rememberUntil = now + limits.rememberFor
         }
         for index in shelves[slot].past.indices {
             let lease = shelves[slot].past[index]
             guard lease.granted > 0, !known.contains(LeaseID(row: row, period: lease.period)) else { continue }
             _ = shelves[slot].past[index].learn(.zero)
+            shelves[slot].rememberUntil = now + limits.rememberFor
         }
     }
 
@@ -182,7 +184,7 @@ extension LeaseBook {
         for slot in Array(liveSlots)
         where shelves[slot].isEmpty && !shelves[slot].isListedWaiting && !shelves[slot].isListedAhead
             && !shelves[slot].isListedWarm && now - shelves[slot].lastTraffic > limits.forgetAfter
-            && !booked.contains(shelves[slot].row)
+            && now > shelves[slot].rememberUntil && !booked.contains(shelves[slot].row)
         {
             slotOfRow[shelves[slot].row] = nil
             spareSlots.append(slot)

@@ -26,7 +26,8 @@ public struct LeaseBook {
         public var unavailable = 0
         /// Requests let through without a lease while the store was away.
         public var allowed = 0
-        /// Answers in which the store no longer knew units it had granted.
+        /// Answers in which the store no longer knew units it had granted.  Not where it knew nothing of a lease of which nothing
+        /// was in hand any more: it may have been dropped as settled.
         public var leasesLost = 0
     }
 

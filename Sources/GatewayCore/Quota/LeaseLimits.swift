@@ -27,8 +27,10 @@ public struct LeaseLimits: Sendable, Equatable {
     public var rowsMax = 100_000
     /// A row without units, waiters and traffic for so long is forgotten.
     public var forgetAfter: Int64 = 60_000_000
-    /// Periods of a row whose leases are remembered after they were done with.  A failover that loses commits of older ones
-    /// leaves what it opens again of them held until the process ends; nothing is admitted in them any more.
+    /// A row of which the store did not know a lease is remembered for so long: as spools are kept for a failover.
+    public var rememberFor: Int64 = 3_600_000_000
+    /// Periods of a row whose leases are remembered after they were done with, some 60 bytes each.  A failover that loses commits
+    /// of older ones leaves what it opens again of them held until the process ends; nothing is admitted in them any more.
     public var droppedMax = 8
     /// How long "no limit" is believed where the key's entry says otherwise.
     public var unlimitedFor: Int64 = 250_000

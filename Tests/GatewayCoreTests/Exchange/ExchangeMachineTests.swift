@@ -243,6 +243,7 @@ import Testing
             (.finishing, .flowFinishing, nil), (.ended(.committed(units: 1)), .flowClosed, "committed"),
             (.ended(.rolledBack), .flowClosed, "rolled_back"),
             (.ended(.expired(charged: 0)), .flowExpired, nil), (.unknown, .flowNotFound, nil),
+            (.ended(.expired(charged: 1)), .flowExpired, "its finish succeeded after that, and was charged"),
             (.refused(.foreign), .flowRouteRefused, "the route is not of this flow"), (.refused(.order), .flowStepRefused, nil),
             (.refused(.hops), .flowHopsExceeded, nil), (.unavailable(retryAfter: 2), .quotaUnavailable, nil),
         ]

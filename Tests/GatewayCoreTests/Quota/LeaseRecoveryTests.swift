@@ -1,6 +1,7 @@
-import GatewayCore
 import QuotaModel
 import Testing
+
+@testable import GatewayCore
 
 /// Lost messages, lost processes, lost commits, and periods that end in between.
 @Suite struct LeaseRecoveryTests {
@@ -247,6 +248,38 @@ import Testing
         #expect(desk.answers.last?.admission.isUsedUp == true && free(promoted) == 0)
         desk.ship([charged(hold)], to: &promoted)
         #expect(promoted.ledger.values.allSatisfy { $0.overrun == 0 } && promoted.defect() == nil)
+    }
+
+    @Test func aRowIsNotForgottenWhileWhatALostLeaseChargedIsUnbooked() throws {
+        var (store, limits) = (store(100), LeaseLimits())
+        limits.rowsMax = 1
+        var promoted = store
+        var desk = LeaseDesk(&store, limits: limits)
+        desk.admit(want(10))
+        desk.talk(to: &store)
+        let hold = try #require(desk.answers.first?.admission.hold)
+        desk.settle(hold, charge: 10)
+        desk.loseConnection()
+        _ = promoted.open(1)
+        desk.connect()
+        for _ in 0..<62 {
+            desk.talk(to: &promoted)
+            desk.wait(1_000_000)
+        }
+        desk.answers = []
+        desk.admit(want(95))
+        for _ in 0..<4 {
+            desk.talk(to: &promoted)
+            desk.wait(20_000)
+        }
+        #expect(desk.answers.last?.admission.isUsedUp == true, "90 are left")
+    }
+
+    @Test func leasesOfThePeriodsThatAreForgottenStayForgotten() {
+        var shelf = LeaseShelf(row: row)
+        for period in [2, 3, 4, 1] as [Int64] { shelf.drop(Lease(period: period, totals: .zero, open: 0), remembering: 2) }
+        #expect(shelf.forgottenPeriod == 2 && shelf.takeDropped(of: 1) == nil && shelf.takeDropped(of: 2) == nil)
+        #expect(shelf.takeDropped(of: 4) != nil && shelf.takeDropped(of: 3) != nil && shelf.takeDropped(of: 3) == nil)
     }
 
     /// Dropped by the store long after its period ended, while its holder still knew it.
