@@ -259,6 +259,7 @@ import Testing
         desk.talk(to: &store)
         let hold = try #require(desk.answers.first?.admission.hold)
         desk.settle(hold, charge: 10)
+        desk.wait(2_000_000)
         desk.loseConnection()
         _ = promoted.open(1)
         desk.connect()
